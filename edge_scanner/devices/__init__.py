@@ -1,0 +1,1 @@
+"""What a stage, a camera and a light must do (`stage`, `camera`, `illumination`), and checks that prove it (`contract`)."""

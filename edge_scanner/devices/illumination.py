@@ -1,0 +1,27 @@
+"""The illumination contract."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+
+class Illumination(ABC):
+    """A light that can be switched. Off on stop, fault, disconnect and exit."""
+
+    @abstractmethod
+    def on(self) -> None:
+        """Switch on at the configured level."""
+
+    @abstractmethod
+    def off(self) -> None:
+        """Switch off; from any thread; idempotent."""
+
+
+class NoIllumination(Illumination):
+    """The driver `none`: a light that is always on or is switched by hand."""
+
+    def on(self) -> None:
+        """Do nothing."""
+
+    def off(self) -> None:
+        """Do nothing."""

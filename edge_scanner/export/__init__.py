@@ -1,0 +1,1 @@
+"""Pyramidal OME-TIFF out of a store, by copying encoded chunks."""
