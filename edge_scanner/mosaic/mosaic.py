@@ -1,0 +1,138 @@
+"""The mosaic: placed tiles in, each finished chunk out exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from edge_scanner.geometry import Box, MosaicFrame
+from edge_scanner.mosaic.kernel import Source, gather, place
+from edge_scanner.mosaic.ledger import Ledger
+from edge_scanner.plan import ScanPlan
+from edge_scanner.tile import Chunk, Pixels, PlacedTile, Verdict
+
+
+class FrameSource(Protocol):
+    """Where the pixels of accepted tiles wait (the spool)."""
+
+    def crop(self, index: int, box: Box) -> Pixels:
+        """Return the pixels (y, x, c) of a box of a tile."""
+        ...
+
+    def drop(self, index: int) -> None:
+        """Forget a tile whose chunks are all out."""
+        ...
+
+
+class Mosaic:
+    """Gathers each chunk once every target that could touch it is placed or gone.
+
+    Never writes. Bound: the places of the tiles that unfinished chunks need; pixels stay with the frame source.
+
+    Parameters
+    ----------
+    plan : ScanPlan
+    frame : MosaicFrame
+    frames : FrameSource
+        Told to drop a tile when its last chunk is out.
+    margin_px : int
+        How far a tile may lie from its nominal place; what lies beyond is not used.
+    channels : int
+    dtype : dtype
+    fill : int
+    feather_px : int
+    cubic : bool
+    chunk_px : int
+    """
+
+    def __init__(
+        self,
+        plan: ScanPlan,
+        frame: MosaicFrame,
+        frames: FrameSource,
+        *,
+        margin_px: int,
+        channels: int,
+        dtype: np.dtype[Any],
+        fill: int,
+        feather_px: int,
+        cubic: bool = True,
+        chunk_px: int = 512,
+    ) -> None:
+        self._tile = (plan.tile_height_px, plan.tile_width_px)
+        self._frames = frames
+        self._canvas = frame.canvas
+        self._channels, self._dtype, self._fill = channels, dtype, fill
+        self._feather, self._cubic, self._chunk_px = feather_px, cubic, chunk_px
+        self._reach: dict[int, Box] = {}
+        for target in plan:
+            y, x = frame.tile_corner(target.x_um, target.y_um, *self._tile)
+            self._reach[target.index] = place(y, x, *self._tile, cubic=False)[0].grown(margin_px)
+        self._ledger = Ledger(self._reach, self._canvas, chunk_px)
+        self._touching: dict[tuple[int, int], list[int]] = {}
+        for index in self._reach:
+            for chunk in self._ledger.chunks_of(index):
+                self._touching.setdefault(chunk, []).append(index)
+        self._sources: dict[int, Source] = {}
+        self._covered_px = 0
+        self._started = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether every target has settled, and so every chunk is out."""
+        return self._ledger.complete
+
+    @property
+    def coverage(self) -> float:
+        """Share of the canvas that a tile covers, over the chunks that are out."""
+        return self._covered_px / (self._canvas.height * self._canvas.width)
+
+    def add(self, placed: PlacedTile) -> Iterator[Chunk]:
+        """Take a tile's place and yield the chunks that are finished by it.
+
+        Raises
+        ------
+        KeyError
+            When the target is unknown or was added before.
+        """
+        if not self._started:
+            self._started = True
+            for row, col in self._ledger.untouched():
+                yield Chunk(0, row, col, None)
+        if placed.verdict is not Verdict.REJECTED:
+            self._sources[placed.index] = self._source(placed)
+        for row, col in self._ledger.settle(placed.index):
+            yield self._chunk(row, col)
+
+    def _source(self, placed: PlacedTile) -> Source:
+        box, shift = place(placed.y_px, placed.x_px, *self._tile, cubic=self._cubic)
+        usable = box.intersect(self._reach[placed.index])
+        index = placed.index
+        return Source(index, box, usable, shift, lambda part: self._frames.crop(index, part))
+
+    def _chunk(self, row: int, col: int) -> Chunk:
+        t = self._chunk_px
+        block = Box(row * t, col * t, (row + 1) * t, (col + 1) * t).intersect(self._canvas)
+        indices = self._touching.pop((row, col))
+        sources = [self._sources[i] for i in indices if i in self._sources]
+        pixels = gather(
+            block, sources, channels=self._channels, dtype=self._dtype, fill=self._fill, feather=self._feather
+        )
+        self._covered_px += covered_px(block, [s.usable for s in sources])
+        for index in self._ledger.done(indices):
+            if self._sources.pop(index, None) is not None:
+                self._frames.drop(index)
+        return Chunk(0, row, col, pixels)
+
+
+def covered_px(block: Box, boxes: list[Box]) -> int:
+    """Return how many pixels of a block lie in at least one box."""
+    parts = [p for p in (b.intersect(block) for b in boxes) if not p.empty]
+    if any(p == block for p in parts):
+        return block.height * block.width
+    mask = np.zeros((block.height, block.width), bool)
+    for p in parts:
+        mask[p.y0 - block.y0 : p.y1 - block.y0, p.x0 - block.x0 : p.x1 - block.x0] = True
+    return int(mask.sum())

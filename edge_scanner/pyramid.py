@@ -1,0 +1,97 @@
+"""The 2x2 cascade: a coarser chunk is finished when its four children are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from edge_scanner.tile import Chunk, Pixels
+
+
+@dataclass(slots=True)
+class _Parent:
+    missing: int
+    pixels: Pixels | None = None
+
+
+class Pyramid:
+    """Makes every level out of the one below by a 2x2 area mean.
+
+    Bound: the unfinished parents, about one and a third rows of chunks of each level as tiles come in scan lines.
+
+    Parameters
+    ----------
+    shapes : sequence of (int, int)
+        (height, width) of each level, level 0 first, each the ceiling of half the one before.
+    channels : int
+    dtype : dtype
+    fill : int
+        Value of unscanned area.
+    chunk_px : int
+        Even.
+    """
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, int]], *, channels: int, dtype: np.dtype[Any], fill: int, chunk_px: int = 512
+    ) -> None:
+        self._shapes = shapes
+        self._channels, self._dtype, self._fill, self._chunk_px = channels, dtype, fill, chunk_px
+        self._parents: dict[tuple[int, int, int], _Parent] = {}
+
+    def cascade(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Yield each chunk and, after it, the coarser ones that it finished."""
+        for chunk in chunks:
+            yield chunk
+            yield from self._up(chunk)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no parent waits for a child."""
+        return not self._parents
+
+    def _up(self, child: Chunk) -> Iterator[Chunk]:
+        level, row, col = child.level + 1, child.row // 2, child.col // 2
+        if level >= len(self._shapes):
+            return
+        key = (level, row, col)
+        parent = self._parents.get(key)
+        if parent is None:
+            parent = self._parents[key] = _Parent(self._children(child.level, row, col))
+        if child.pixels is not None:
+            self._paste(key, parent, child)
+        parent.missing -= 1
+        if parent.missing == 0:
+            del self._parents[key]
+            done = Chunk(level, row, col, parent.pixels)
+            yield done
+            yield from self._up(done)
+
+    def _children(self, level: int, row: int, col: int) -> int:
+        rows, cols = (-(-side // self._chunk_px) for side in self._shapes[level])
+        return min(2, rows - 2 * row) * min(2, cols - 2 * col)
+
+    def _paste(self, key: tuple[int, int, int], parent: _Parent, child: Chunk) -> None:
+        level, row, col = key
+        t = self._chunk_px
+        if parent.pixels is None:
+            height, width = self._shapes[level]
+            shape = (min(t, height - row * t), min(t, width - col * t), self._channels)
+            parent.pixels = np.full(shape, self._fill, self._dtype)
+        assert child.pixels is not None
+        half = halved(child.pixels)
+        y, x = (child.row % 2) * (t // 2), (child.col % 2) * (t // 2)
+        parent.pixels[y : y + half.shape[0], x : x + half.shape[1]] = half
+
+
+def halved(pixels: Pixels) -> Pixels:
+    """Return the 2x2 area mean (y, x, c), rounded; an odd last row or column is repeated first."""
+    height, width, channels = pixels.shape
+    if height % 2 or width % 2:
+        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    half = ((width + 1) // 2, (height + 1) // 2)
+    out: Pixels = cv2.resize(np.ascontiguousarray(pixels), half, interpolation=cv2.INTER_AREA)
+    return out.reshape(half[1], half[0], channels)
