@@ -1,9 +1,10 @@
 """OME-Zarr store: sharded, grown by append, readable at any moment of the scan."""
 
 from edge_scanner.store.codec import Codec, make_codec
+from edge_scanner.store.growth import EncodedChunk, StoredPart
 from edge_scanner.store.layout import Level
 from edge_scanner.store.metadata import Channel, SlideMetadata
-from edge_scanner.store.slide_store import EncodedChunk, SlideStore, StoredPart
+from edge_scanner.store.slide_store import SlideStore
 
 create = SlideStore.create
 open = SlideStore.open

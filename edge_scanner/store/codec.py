@@ -139,7 +139,7 @@ class Uncompressed:
 
     def encode(self, pixels: Pixels) -> bytes:
         """Return the pixels' bytes."""
-        return _little_endian(pixels).tobytes()
+        return bytes(_little_endian(pixels).data)
 
     def decode(self, data: bytes, shape: tuple[int, ...], dtype: DTypeLike) -> Pixels:
         """Return the pixels, a view of `data`."""
