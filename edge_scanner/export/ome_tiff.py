@@ -1,0 +1,201 @@
+"""Export of a store to one pyramidal OME-TIFF that every reader sees whole, by copying encoded bytes."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from edge_scanner.errors import AbortedError, UsageError
+from edge_scanner.export.bigtiff import Compression, Directory, Tag, TiffWriter
+from edge_scanner.export.icc import srgb_profile
+from edge_scanner.export.tile_codec import TileCodec, make_tile_codec
+from edge_scanner.export.tiles import TileGrid, write_tiles
+from edge_scanner.export.whole_file import refuse_existing, whole_file
+from edge_scanner.geometry import Box
+from edge_scanner.store import SlideStore
+from edge_scanner.store.codec import Gzip, gzip_to_zlib
+from edge_scanner.store.ome_xml import ExtraImage, build_ome_xml
+from edge_scanner.tile import Pixels
+
+_THUMBNAIL_PX = 1024
+_MACRO, _REDUCED = 9, 1
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export did.
+
+    Parameters
+    ----------
+    bytes : int
+        Size of the file.
+    levels : int
+    wall_s : float
+    copied_tiles, encoded_tiles : int
+        Tiles whose bytes are the stored chunk's, and tiles encoded anew; the shared background tile is neither.
+    peak_rss_mib : float
+        Of this process since it began.
+    """
+
+    bytes: int
+    levels: int
+    wall_s: float
+    copied_tiles: int
+    encoded_tiles: int
+    peak_rss_mib: float
+
+
+def to_ome_tiff(
+    src: Path | str,
+    out: Path | str,
+    *,
+    compression: str = "keep",
+    quality: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    label: Pixels | None = None,
+    macro: Pixels | None = None,
+) -> ExportReport:
+    """Write a store as a pyramidal OME-TIFF.
+
+    Memory bound: one shard's index, one 4 MiB buffer, the offsets of all tiles (16 bytes each) and the thumbnail.
+
+    Parameters
+    ----------
+    src : path
+        OME-Zarr store of this project; read only.
+    out : path
+        File to write; appears whole or not at all.
+    compression : str
+        `keep` copies the encoded chunks; `jpeg`, `zlib`, `zstd` and `none` encode chunk by chunk.
+    quality : int, optional
+        1 to 100, of `jpeg`; 90 when omitted.
+    overwrite : bool
+        Replace an existing file.
+    progress : callable, optional
+        Called with the share done, 0 to 1.
+    cancelled : callable, optional
+        Polled; when it returns True the export ends.
+    label, macro : ndarray, (y, x, 3), uint8, optional
+        Further images of the slide. A label may identify a patient: none is looked for by itself.
+
+    Returns
+    -------
+    ExportReport
+
+    Raises
+    ------
+    UsageError
+        `out` is there or a directory, or the compression cannot be had.
+    StoreError
+        The store is damaged, or `out` cannot be written.
+    DiskLowError
+        The disk became full.
+    AbortedError
+        `cancelled` returned True.
+    """
+    started = time.perf_counter()
+    refuse_existing(Path(out), overwrite)
+    source = SlideStore.open(Path(src))
+    codec = make_tile_codec(source.codec, source.layout.part_shape, source.dtype, compression, quality)
+    extra = _extra_images(source, label, macro)
+    total = source.layout.planes * sum(level.rows * level.cols for level in source.levels)
+
+    def tick(done: int) -> None:
+        if cancelled is not None and cancelled():
+            raise AbortedError("The export was cancelled.")
+        if progress is not None:
+            progress(done / total)
+
+    with whole_file(Path(out), overwrite=overwrite) as fd:
+        writer = TiffWriter(fd)
+        grids, written = write_tiles(source, codec, writer, tick)
+        writer.finish(_chain(source, codec, grids, extra, writer))
+        size = writer.size
+    copied = written if codec.copies else 0
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    wall_s = time.perf_counter() - started
+    return ExportReport(size, len(source.levels), wall_s, copied, written - copied, peak_mib)
+
+
+def _chain(
+    source: SlideStore, codec: TileCodec, grids: Sequence[TileGrid], extra: Mapping[str, Pixels], writer: TiffWriter
+) -> list[Directory]:
+    """Return the main chain: full planes with SubIFDs, the levels of an RGB slide once more, further images.
+
+    OpenSlide and cucim look for levels in the main chain only, everybody else in the SubIFDs.
+    """
+    pyramids = [_pyramid(source, codec, grids, plane) for plane in range(source.layout.planes)]
+    levels = pyramids[0][1:] if source.layout.rgb else []
+    first = len(pyramids) + len(levels)
+    images = [_strip(pixels, _MACRO if name == "macro" else _REDUCED, writer) for name, pixels in extra.items()]
+    described = [ExtraImage(n, p.shape[0], p.shape[1], first + k) for k, (n, p) in enumerate(extra.items())]
+    full = [replace(pyramid[0], levels=pyramid[1:]) for pyramid in pyramids]
+    return [replace(full[0], texts=_texts(source, described)), *full[1:], *levels, *images]
+
+
+def _pyramid(source: SlideStore, codec: TileCodec, grids: Sequence[TileGrid], plane: int) -> list[Directory]:
+    return [
+        Directory(
+            level.height_px,
+            level.width_px,
+            3 if source.layout.rgb else 1,
+            source.dtype,
+            codec.compression,
+            grid.offsets[plane],
+            grid.counts[plane],
+            tile_px=source.chunk_px,
+            subsampling=codec.subsampling,
+            pixel_size_um=source.metadata.pixel_size_um * level.downsample,
+            subfile_type=_REDUCED if level.downsample > 1 else 0,
+        )
+        for level, grid in zip(source.levels, grids, strict=True)
+    ]
+
+
+def _strip(pixels: Pixels, subfile_type: int, writer: TiffWriter) -> Directory:
+    data = gzip_to_zlib(Gzip().encode(np.ascontiguousarray(pixels)))
+    place = np.array([writer.append(data)], np.uint64), np.array([len(data)], np.uint64)
+    height, width, samples = pixels.shape
+    return Directory(height, width, samples, pixels.dtype, Compression.DEFLATE, *place, subfile_type=subfile_type)
+
+
+def _texts(source: SlideStore, extra: Sequence[ExtraImage]) -> dict[Tag, str | bytes]:
+    metadata = source.metadata
+    xml = build_ome_xml(
+        metadata,
+        height_px=source.levels[0].height_px,
+        width_px=source.levels[0].width_px,
+        channels=source.channels,
+        dtype=source.dtype,
+        kind="tiff",
+        extra=extra,
+    )
+    texts: dict[Tag, str | bytes] = {Tag.IMAGE_DESCRIPTION: xml}
+    if metadata.software:
+        texts[Tag.SOFTWARE] = metadata.software
+    if metadata.acquired:
+        texts[Tag.DATE_TIME] = metadata.acquired[:19].replace("-", ":").replace("T", " ")
+    if source.layout.rgb and source.dtype == np.uint8:
+        texts[Tag.ICC_PROFILE] = srgb_profile()
+    return texts
+
+
+def _extra_images(source: SlideStore, label: Pixels | None, macro: Pixels | None) -> dict[str, Pixels]:
+    """Return label and macro where given, and the thumbnail of an 8-bit RGB slide."""
+    images = {name: pixels for name, pixels in (("label", label), ("macro", macro)) if pixels is not None}
+    for name, pixels in images.items():
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise UsageError(f"The {name} image is {pixels.dtype} of shape {pixels.shape}.", "Give (y, x, 3) uint8.")
+    if source.layout.rgb and source.dtype == np.uint8:
+        sizes = [max(level.height_px, level.width_px) for level in source.levels]
+        number = next((k for k, size in enumerate(sizes) if size <= _THUMBNAIL_PX), len(sizes) - 1)
+        level = source.levels[number]
+        images["thumbnail"] = source.read(number, Box(0, 0, level.height_px, level.width_px))
+    return images
