@@ -218,6 +218,19 @@ class ScanPlan:
             raise PlanError(f"The plan {path} cannot be read ({error}).") from error
 
 
+@dataclass(frozen=True, slots=True)
+class ScanRequest:
+    """What a client asks to scan: exactly one of a region, a whole plan, or an unfinished scan to go on with."""
+
+    region: ScanRegion | None = None
+    plan: ScanPlan | None = None
+    resume: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(part is not None for part in (self.region, self.plan, self.resume)) != 1:
+            raise PlanError("A scan needs exactly one of a region, a plan, or the scan to resume.")
+
+
 def _steps(length_px: int, tile_px: int, overlap_px: int) -> int:
     return 1 + max(0, math.ceil((length_px - tile_px) / (tile_px - overlap_px)))
 

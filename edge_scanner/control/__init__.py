@@ -1,1 +1,1 @@
-"""."""
+"""Control over ZeroMQ: messages, server and client."""
