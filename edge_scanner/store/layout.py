@@ -131,14 +131,20 @@ class Layout:
 
 
 def documents(layout: Layout) -> dict[str, dict[str, Any]]:
-    """Return every `zarr.json` by its folder relative to the store, `""` the root."""
+    """Return every `zarr.json` by its folder relative to the store, `""` the root.
+
+    The root repeats the image's multiscales, because readers that do not know `bioformats2raw.layout` (ome-zarr-py
+    among them) find no image there otherwise.
+    """
     ome = {"version": OME_VERSION}
+    omero = _omero(layout)
     image = {
-        "ome": {**ome, "multiscales": [_multiscale(layout)], "omero": _omero(layout)},
+        "ome": {**ome, "multiscales": [_multiscale(layout, "")], "omero": omero},
         OWN_KEY: {"metadata": layout.metadata.to_dict()},
     }
+    root = {**ome, "bioformats2raw.layout": 3, "multiscales": [_multiscale(layout, "0/")], "omero": omero}
     groups = {
-        "": {"ome": {**ome, "bioformats2raw.layout": 3}},
+        "": {"ome": root},
         "OME": {"ome": {**ome, "series": ["0"]}},
         "0": image,
     }
@@ -213,7 +219,7 @@ def _array(layout: Layout, level: Level) -> dict[str, Any]:
     }
 
 
-def _multiscale(layout: Layout) -> dict[str, Any]:
+def _multiscale(layout: Layout, folder: str) -> dict[str, Any]:
     return {
         "name": layout.metadata.name,
         "type": "mean",
@@ -223,7 +229,7 @@ def _multiscale(layout: Layout) -> dict[str, Any]:
             {"name": "x", "type": "space", "unit": "micrometer"},
         ],
         "datasets": [
-            {"path": str(k), "coordinateTransformations": _placed(layout.metadata, level.downsample)}
+            {"path": f"{folder}{k}", "coordinateTransformations": _placed(layout.metadata, level.downsample)}
             for k, level in enumerate(layout.levels())
         ],
     }
