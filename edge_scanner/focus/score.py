@@ -1,0 +1,114 @@
+"""What a frame says of its own focus: how sharp it is, and whether there is anything to focus on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_scanner.tile import Pixels
+
+CELL_PX = 16
+"""Side of the cells in which coarse contrast is seen; as wide as the blur of some 8 um of defocus at 20x/0.75."""
+
+BACKGROUND_DEGREE = 4
+"""Degree of the polynomial that takes vignetting and uneven light away."""
+
+UNEVEN_GLASS = 0.0015
+"""Relative unevenness of clean glass after that; coarse contrast is never measured in less than this."""
+
+BAND_PX = 64
+"""Rows that are judged at a time, so that what is computed on the way stays in the processor's cache."""
+
+DITHER_FLOOR = 0.1
+"""Grey levels; the unevenness that rounding to whole grey levels leaves where noise does not dither it."""
+
+
+def sharpness(pixels: Pixels) -> float:
+    """Return how sharp a frame is: the squared gradient that two neighbouring lines agree on.
+
+    Each gradient over two pixels (Brenner) is multiplied by the same gradient one line further on instead of by
+    itself. The noise of two lines is independent, so its expectation is zero and no noise floor has to be known;
+    that keeps the flanks of the curve readable more than 10 um away from focus. RGB frames are judged by green, which
+    axial colour shifts least from what the eye calls focus.
+
+    Parameters
+    ----------
+    pixels : ndarray, (y, x, c), uint8 or uint16
+
+    Returns
+    -------
+    float
+        Mean product of the gradients of both directions over the squared mean, so independent of exposure. Zero on
+        average on featureless frames, where it may be slightly negative; 0 for black or tiny frames.
+    """
+    plane = cv2.extractChannel(pixels, pixels.shape[2] // 2)
+    mean = cv2.mean(plane)[0]
+    if min(plane.shape) < 4 or mean <= 0:
+        return 0.0
+    energy = 0.0
+    for top in range(0, plane.shape[0] - 2, BAND_PX):
+        band = plane[top : top + BAND_PX + 2]
+        along_x = cv2.subtract(band[:-1, 2:], band[:-1, :-2], dtype=cv2.CV_32F)
+        along_y = cv2.subtract(band[2:], band[:-2], dtype=cv2.CV_32F)
+        energy += float(np.vdot(along_x[1:], along_x[:-1]) + np.einsum("yx,yx", along_y[:, 1:], along_y[:, :-1]))
+    return energy / (plane.size * mean * mean)
+
+
+def sharpness_error(pixels: Pixels) -> float:
+    """Return the standard deviation that noise gives `sharpness` on a featureless frame like this.
+
+    The mean of n products of two gradients of independent noise, `2 sigma^2` each, in two directions.
+    """
+    height, width, channels = pixels.shape
+    mean = cv2.mean(pixels)[channels // 2]
+    if mean <= 0:
+        return 0.0
+    return float(np.sqrt(8 / (height * width)) * (noise(pixels)[channels // 2] / mean) ** 2)
+
+
+def texture(pixels: Pixels) -> float:
+    """Return the coarse contrast of a frame in units of the noise: about 1 or less on empty glass, tens on tissue.
+
+    Means over cells of 16 x 16 px outlast strong defocus and average the noise; a polynomial of degree 4 takes
+    vignetting away; the standard deviation of the rest counts, in the channel that shows most. The unit is the noise
+    that such a cell's mean has, or the unevenness of clean glass where that is more.
+
+    Parameters
+    ----------
+    pixels : ndarray, (y, x, c), uint8 or uint16
+    """
+    height, width, channels = pixels.shape
+    side = max(1, min(CELL_PX, min(height, width) // 32))
+    rows, cols = height // side, width // side
+    cells = np.empty((rows, cols, channels), np.float32)
+    for row in range(rows):
+        band = pixels[row * side : (row + 1) * side, : cols * side].astype(np.float32)
+        cells[row] = cv2.resize(band, (cols, 1), interpolation=cv2.INTER_AREA).reshape(cols, channels)
+    cells = cells.reshape(-1, channels)
+    mean = cells.mean(axis=0)
+    contrast = _without_background(cells, rows, cols).std(axis=0)
+    unit = np.sqrt((noise(pixels) / side) ** 2 + (UNEVEN_GLASS * mean) ** 2 + DITHER_FLOOR**2)
+    return float(np.max(contrast / unit))
+
+
+def noise(pixels: Pixels) -> NDArray[np.float64]:
+    """Return the noise of each channel, grey levels, one sigma, from second differences along the rows.
+
+    Fine texture in focus counts as noise too, so this is an upper estimate on tissue.
+    """
+    lines = pixels[::8].astype(np.float32)
+    bend = lines[:, :-2] - 2 * lines[:, 1:-1] + lines[:, 2:]
+    sigma: NDArray[np.float64] = np.abs(bend).mean(axis=(0, 1), dtype=np.float64) * np.sqrt(np.pi / 2 / 6)
+    return sigma
+
+
+def _without_background(cells: NDArray[np.float32], rows: int, cols: int) -> NDArray[Any]:
+    """Subtract the least-squares polynomial of degree 4 in (y, x) from each channel's cells."""
+    y, x = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, cols), indexing="ij")
+    powers = [(i, j) for i in range(BACKGROUND_DEGREE + 1) for j in range(BACKGROUND_DEGREE + 1 - i)]
+    basis = np.stack([(y**i * x**j).ravel() for i, j in powers], axis=1)
+    fit = np.linalg.lstsq(basis, cells, rcond=None)[0]
+    return cells - basis @ fit
