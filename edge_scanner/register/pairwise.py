@@ -1,0 +1,224 @@
+"""The sub-pixel shift between two views of the same strip of specimen.
+
+Coarse: phase correlation at half resolution, tapered and only partly whitened; its highest peaks within reach are
+each checked by normalised cross-correlation on their own common part. Fine: gradient (Lucas-Kanade) steps at full
+resolution. Smoothing and shifting are one filter there, a Gaussian sampled off its centre, so there is no
+interpolation error, and two identical strips give a shift of exactly zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.float32]
+
+PEAKS = 4
+SMOOTH_PX = 1.0
+TAPS = 4
+HIGH_PASS_PX = 31
+FLOOR_PX = 0.01
+"""What the model of a pure shift leaves unexplained, sigma; bounds the weight of a pair."""
+CORRELATED_PX = 4 * math.pi * SMOOTH_PX**2
+"""Area over which the smoothing ties the noise of neighbouring pixels together."""
+MIN_NCC = 0.6
+MIN_MARGIN = 0.1
+MAX_SIGMA_PX = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How far the second strip's specimen lies from where the stage put it.
+
+    Parameters
+    ----------
+    dy_px, dx_px : float
+        Shift to add to the second tile's nominal place (relative to the first).
+    sigma_px : float
+        Standard deviation from noise and texture; infinite without texture.
+    ncc : float
+        Normalised cross-correlation at that shift, smoothed and high-passed strips.
+    margin : float
+        How much better (in coarse NCC) than the next peak elsewhere.
+    """
+
+    dy_px: float
+    dx_px: float
+    sigma_px: float
+    ncc: float
+    margin: float
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the pair may take part in a solve: alike, unambiguous, and textured along both axes."""
+        return self.ncc >= MIN_NCC and self.margin >= MIN_MARGIN and self.sigma_px <= MAX_SIGMA_PX
+
+
+NO_MATCH = Match(0.0, 0.0, math.inf, 0.0, 0.0)
+
+
+def match(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> Match:
+    """Measure the shift between two strips of nominally the same place.
+
+    Parameters
+    ----------
+    first, second : ndarray, (y, x), uint8 or uint16
+        Same shape.
+    reach_px : float
+        Largest shift along either axis.
+
+    Returns
+    -------
+    Match
+        `first[p]` shows what `second[p - (dy_px, dx_px)]` shows; `NO_MATCH` where there is nothing to see.
+    """
+    start = _coarse(first, second, reach_px)
+    if start is None:
+        return NO_MATCH
+    return _refine(first, second, *start, reach_px + 1)
+
+
+def _coarse(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> tuple[int, int, float] | None:
+    factor = 2 if min(first.shape) >= 48 else 1
+    a, b = _reduced(first, factor), _reduced(second, factor)
+    if not (a.any() and b.any()):
+        return None
+    surface = _correlation(a, b)
+    ry, rx = (min(math.ceil(reach_px / factor), n - n // 4 - 1, n // 2 - 1) for n in a.shape)
+    surface = np.roll(surface, (ry, rx), (0, 1))[: 2 * ry + 1, : 2 * rx + 1]
+    tops = np.where(surface >= cv2.dilate(surface, np.ones((3, 3), np.uint8)), surface, -np.inf).ravel()
+    best: list[tuple[float, int, int]] = []
+    for flat in np.argsort(tops, kind="stable")[: -PEAKS - 1 : -1]:
+        dy, dx = int(flat) // surface.shape[1] - ry, int(flat) % surface.shape[1] - rx
+        best.append((_ncc(*_common(a, b, dy, dx)), dy, dx))
+    best.sort(reverse=True)
+    ncc, dy, dx = best[0]
+    rivals = [other for other, y, x in best[1:] if max(abs(y - dy), abs(x - dx)) > 3]
+    return dy * factor, dx * factor, ncc - max(rivals, default=0.0)
+
+
+def _reduced(strip: NDArray[Any], factor: int) -> Image:
+    h, w = (n // factor for n in strip.shape)
+    small = strip[: h * factor, : w * factor].astype(np.float32)
+    if factor > 1:
+        small = cv2.resize(small, (w, h), interpolation=cv2.INTER_AREA)
+    high: Image = small - cv2.blur(small, (HIGH_PASS_PX // factor,) * 2, borderType=cv2.BORDER_REFLECT)
+    return high
+
+
+@lru_cache(maxsize=8)
+def _taper(height: int, width: int) -> Image:
+    def edge(n: int) -> Image:
+        ramp = np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / max(1.0, n / 8)
+        return np.sin(np.minimum(1.0, ramp) * np.pi / 2).astype(np.float32) ** 2
+
+    taper: Image = np.outer(edge(height), edge(width))
+    taper.flags.writeable = False
+    return taper
+
+
+def _correlation(a: Image, b: Image) -> Image:
+    """Return the circular cross-correlation, its amplitude spectrum flattened by a square root."""
+    taper = _taper(*a.shape)
+    size = tuple(cv2.getOptimalDFTSize(n) for n in a.shape)
+    cross = np.fft.rfft2(a * taper, size) * np.conj(np.fft.rfft2(b * taper, size))
+    amplitude = np.abs(cross)
+    cross /= np.sqrt(amplitude * amplitude.max()) + 1e-3 * amplitude.max() + np.float32(1e-12)
+    surface: Image = np.fft.irfft2(cross, size).astype(np.float32)
+    return surface
+
+
+def _common(a: NDArray[Any], b: NDArray[Any], dy: int, dx: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the parts of a and b that show the same place when b lies at (dy, dx)."""
+    h, w = a.shape
+    y0, y1, x0, x1 = max(0, dy), min(h, h + dy), max(0, dx), min(w, w + dx)
+    return a[y0:y1, x0:x1], b[y0 - dy : y1 - dy, x0 - dx : x1 - dx]
+
+
+def _ncc(a: Image, b: Image) -> float:
+    scale = math.sqrt(_dot(a, a) * _dot(b, b))
+    return _dot(a, b) / scale if scale > 0 else 0.0
+
+
+def _dot(a: Image, b: Image) -> float:
+    return float(np.einsum("ij,ij->", a, b))
+
+
+def _refine(first: NDArray[Any], second: NDArray[Any], dy: int, dx: int, margin: float, reach: float) -> Match:
+    y, x = float(dy), float(dx)
+    for _ in range(4):
+        iy, ix = round(y), round(x)
+        a, b = (_high_passed(part) for part in _common(first, second, iy, ix))
+        if min(a.shape) < MIN_COMMON_PX:
+            return NO_MATCH
+        fine = _gradient_steps(a, b, y - iy, x - ix)
+        if fine is None:
+            return NO_MATCH
+        fy, fx, sigma, ncc = fine
+        y, x = iy + fy, ix + fx
+        if max(abs(y), abs(x)) > reach:
+            return NO_MATCH
+        if max(abs(fy), abs(fx)) <= 0.75:
+            return Match(y, x, sigma, ncc, margin)
+    return NO_MATCH
+
+
+MIN_COMMON_PX = 2 * TAPS + 3
+
+
+def _high_passed(part: NDArray[Any]) -> Image:
+    part = part.astype(np.float32)
+    high: Image = part - cv2.blur(part, (HIGH_PASS_PX, HIGH_PASS_PX), borderType=cv2.BORDER_REFLECT)
+    return high
+
+
+def _gradient_steps(a: Image, b: Image, fy: float, fx: float) -> tuple[float, float, float, float] | None:
+    """Return (y, x, sigma, ncc): the shift, within about a pixel, that makes b look like a; None without texture."""
+    smooth = _smoothed(a, 0.0, 0.0)
+    gy, gx = _gradients(a)
+    hyy, hxx, hyx = _dot(gy, gy), _dot(gx, gx), _dot(gy, gx)
+    det = hyy * hxx - hyx * hyx
+    if not det > 1e-6 * hyy * hxx:
+        return None
+    for _ in range(6):
+        moved = _smoothed(b, fy, fx)
+        bb = _dot(moved, moved)
+        gain = _dot(smooth, moved) / bb if bb > 0 else 0.0
+        difference = smooth - (gain if 0.5 < gain < 2 else 1.0) * moved
+        ey, ex = _dot(gy, difference), _dot(gx, difference)
+        sy, sx = (hyx * ex - hxx * ey) / det, (hyx * ey - hyy * ex) / det
+        fy, fx = fy + sy, fx + sx
+        if max(abs(sy), abs(sx)) < 2e-3 or max(abs(fy), abs(fx)) > 1.5:
+            break
+    variance = _dot(difference, difference) / difference.size * CORRELATED_PX
+    sigma = math.sqrt(variance * max(hyy, hxx) / det + FLOOR_PX**2)
+    return fy, fx, sigma, _ncc(smooth, moved)
+
+
+def _smoothed(image: Image, dy: float, dx: float) -> Image:
+    """Return the image smoothed and moved by (dy, dx), without the rim that the filter cannot fill."""
+    return _separable(image, _gaussian(dx), _gaussian(dy))
+
+
+def _gradients(image: Image) -> tuple[Image, Image]:
+    flat = _gaussian(0.0)
+    slope = (flat * np.arange(-TAPS, TAPS + 1) / SMOOTH_PX**2).astype(np.float32)
+    return _separable(image, flat, slope), _separable(image, slope, flat)
+
+
+def _separable(image: Image, along_x: Image, along_y: Image) -> Image:
+    filtered: Image = cv2.sepFilter2D(image, cv2.CV_32F, along_x, along_y)
+    return filtered[TAPS:-TAPS, TAPS:-TAPS]
+
+
+def _gaussian(offset: float) -> Image:
+    """Return the taps, for correlation, of a Gaussian that moves the image by `offset` towards larger indices."""
+    taps = np.exp(-0.5 * ((np.arange(-TAPS, TAPS + 1) + offset) / SMOOTH_PX) ** 2)
+    normalised: Image = (taps / taps.sum()).astype(np.float32)
+    return normalised
