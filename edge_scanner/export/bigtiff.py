@@ -87,6 +87,9 @@ class Directory:
         Bit 0: a reduced image; 9 is a macro.
     texts : mapping of Tag to str or bytes
         ASCII (UTF-8) or, for bytes, UNDEFINED fields.
+    plain_grey : bool
+        Write SamplesPerPixel though it is the default of 1. OpenSlide refuses a file without it, and must: of 16-bit
+        or multi-channel slides it shows the first channel in 8 bits, with wrong pixels in the last column of tiles.
     levels : sequence of Directory
         Lower resolutions, as SubIFDs, largest first.
     """
@@ -103,6 +106,7 @@ class Directory:
     pixel_size_um: float | None = None
     subfile_type: int = 0
     texts: Mapping[Tag, str | bytes] = field(default_factory=dict)
+    plain_grey: bool = True
     levels: Sequence[Directory] = ()
 
 
@@ -217,10 +221,11 @@ def _fields(image: Directory) -> dict[Tag, _Field]:
         Tag.BITS_PER_SAMPLE: _short(*[depth] * image.samples),
         Tag.COMPRESSION: _short(image.compression),
         Tag.PHOTOMETRIC: _short(_photometric(image)),
-        Tag.SAMPLES_PER_PIXEL: _short(image.samples),
         Tag.PLANAR_CONFIGURATION: _short(1),
         Tag.SAMPLE_FORMAT: _short(*[1] * image.samples),
     }
+    if image.samples > 1 or image.plain_grey:
+        fields[Tag.SAMPLES_PER_PIXEL] = _short(image.samples)
     if image.tile_px:
         fields |= {Tag.TILE_WIDTH: _long(image.tile_px), Tag.TILE_LENGTH: _long(image.tile_px)}
         fields |= {Tag.TILE_OFFSETS: ("<u8", _LONG8, image.offsets), Tag.TILE_BYTE_COUNTS: ("<u4", _LONG, image.counts)}

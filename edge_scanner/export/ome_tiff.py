@@ -16,7 +16,6 @@ from edge_scanner.export.icc import srgb_profile
 from edge_scanner.export.tile_codec import TileCodec, make_tile_codec
 from edge_scanner.export.tiles import TileGrid, write_tiles
 from edge_scanner.export.whole_file import refuse_existing, whole_file
-from edge_scanner.geometry import Box
 from edge_scanner.store import SlideStore
 from edge_scanner.store.codec import Gzip, gzip_to_zlib
 from edge_scanner.store.ome_xml import ExtraImage, build_ome_xml
@@ -64,7 +63,7 @@ def to_ome_tiff(
 ) -> ExportReport:
     """Write a store as a pyramidal OME-TIFF.
 
-    Memory bound: one shard's index, one 4 MiB buffer, the offsets of all tiles (16 bytes each) and the thumbnail.
+    Memory bound: one shard's index, one 4 MiB buffer and the offsets of all tiles, 16 bytes each.
 
     Parameters
     ----------
@@ -83,7 +82,8 @@ def to_ome_tiff(
     cancelled : callable, optional
         Polled; when it returns True the export ends.
     label, macro : ndarray, (y, x, 3), uint8, optional
-        Further images of the slide. A label may identify a patient: none is looked for by itself.
+        Further images of the slide. A label may identify a patient: none is looked for by itself. Cucim takes
+        them for levels.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def to_ome_tiff(
     refuse_existing(Path(out), overwrite)
     source = SlideStore.open(Path(src))
     codec = make_tile_codec(source.codec, source.layout.part_shape, source.dtype, compression, quality)
-    extra = _extra_images(source, label, macro)
+    extra = _extra_images(label, macro)
     total = source.layout.planes * sum(level.rows * level.cols for level in source.levels)
 
     def tick(done: int) -> None:
@@ -127,15 +127,20 @@ def to_ome_tiff(
 def _chain(
     source: SlideStore, codec: TileCodec, grids: Sequence[TileGrid], extra: Mapping[str, Pixels], writer: TiffWriter
 ) -> list[Directory]:
-    """Return the main chain: full planes with SubIFDs, the levels of an RGB slide once more, further images.
+    """Return the main chain: full planes with SubIFDs, the levels of a single plane once more, further images.
 
-    OpenSlide and cucim look for levels in the main chain only, everybody else in the SubIFDs.
+    OpenSlide and cucim look for levels in the main chain only, everybody else in the SubIFDs. The thumbnail is one of
+    those levels: cucim takes every directory for a level, so none is added without need.
     """
     pyramids = [_pyramid(source, codec, grids, plane) for plane in range(source.layout.planes)]
-    levels = pyramids[0][1:] if source.layout.rgb else []
-    first = len(pyramids) + len(levels)
+    levels = pyramids[0][1:] if len(pyramids) == 1 else []
     images = [_strip(pixels, _MACRO if name == "macro" else _REDUCED, writer) for name, pixels in extra.items()]
+    first = len(pyramids) + len(levels)
     described = [ExtraImage(n, p.shape[0], p.shape[1], first + k) for k, (n, p) in enumerate(extra.items())]
+    small = next((k for k, d in enumerate(levels, 1) if max(d.height_px, d.width_px) <= _THUMBNAIL_PX), 0)
+    if small and source.layout.rgb and source.dtype == np.uint8:
+        level = levels[small - 1]
+        described.append(ExtraImage("thumbnail", level.height_px, level.width_px, small, level.pixel_size_um))
     full = [replace(pyramid[0], levels=pyramid[1:]) for pyramid in pyramids]
     return [replace(full[0], texts=_texts(source, described)), *full[1:], *levels, *images]
 
@@ -154,6 +159,7 @@ def _pyramid(source: SlideStore, codec: TileCodec, grids: Sequence[TileGrid], pl
             subsampling=codec.subsampling,
             pixel_size_um=source.metadata.pixel_size_um * level.downsample,
             subfile_type=_REDUCED if level.downsample > 1 else 0,
+            plain_grey=source.layout.planes == 1 and source.dtype == np.uint8,
         )
         for level, grid in zip(source.levels, grids, strict=True)
     ]
@@ -187,15 +193,9 @@ def _texts(source: SlideStore, extra: Sequence[ExtraImage]) -> dict[Tag, str | b
     return texts
 
 
-def _extra_images(source: SlideStore, label: Pixels | None, macro: Pixels | None) -> dict[str, Pixels]:
-    """Return label and macro where given, and the thumbnail of an 8-bit RGB slide."""
+def _extra_images(label: Pixels | None, macro: Pixels | None) -> dict[str, Pixels]:
     images = {name: pixels for name, pixels in (("label", label), ("macro", macro)) if pixels is not None}
     for name, pixels in images.items():
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise UsageError(f"The {name} image is {pixels.dtype} of shape {pixels.shape}.", "Give (y, x, 3) uint8.")
-    if source.layout.rgb and source.dtype == np.uint8:
-        sizes = [max(level.height_px, level.width_px) for level in source.levels]
-        number = next((k for k, size in enumerate(sizes) if size <= _THUMBNAIL_PX), len(sizes) - 1)
-        level = source.levels[number]
-        images["thumbnail"] = source.read(number, Box(0, 0, level.height_px, level.width_px))
     return images
