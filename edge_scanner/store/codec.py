@@ -22,6 +22,7 @@ _GZIP_HEAD = struct.Struct("<4sIBBH2sH")
 _GZIP_FIXED = (b"\x1f\x8b\x08\x04", 0, 0, 255, 8, b"A2", 4)
 _GZIP_START = _GZIP_HEAD.size + 4
 _ZLIB_HEAD = b"\x78\x01"
+_JPEG_END = b"\xff\xd9"
 
 
 class Codec(Protocol):
@@ -69,7 +70,12 @@ class Jpeg:
         return bytes(imagecodecs.jpeg8_encode(pixels, self.quality, subsampling=self.subsampling))
 
     def decode(self, data: bytes, shape: tuple[int, ...], dtype: DTypeLike) -> Pixels:
-        """Return (y, x, 3) uint8."""
+        """Return (y, x, 3) uint8.
+
+        libjpeg fills the rest of a cut stream with grey and says nothing, so the end marker is asked for.
+        """
+        if data[-2:] != _JPEG_END:
+            raise StoreError("A JPEG chunk is cut off.", "The store is damaged there.")
         pixels: Pixels = _decoded(imagecodecs.jpeg8_decode, data)
         if pixels.shape != tuple(shape) or pixels.dtype != dtype:
             raise _wrong_size(pixels.nbytes, shape, dtype)
