@@ -14,6 +14,9 @@ from edge_scanner.focus.method import FocusOutcome, Snap
 from edge_scanner.focus.score import sharpness, sharpness_error
 from edge_scanner.tile import FocusResult, Frame
 
+COLD_REACH = 3.0
+"""Without a measured prediction the window is so many times as wide: a tilted slide is far off at its other end."""
+
 GROWTH = 0.8
 """A step of the climb is as long as this share of the way that was searched already."""
 
@@ -112,17 +115,19 @@ class ClassicalFocus:
     def run(self, z_start_um: float, snap: Snap, surface_known: bool, first: Frame | None = None) -> FocusOutcome:
         """Climb to the sharpest frame; see `Focus.run`.
 
-        No frame is asked for further than `focus.range_um` from `z_start_um` nor outside the stage's limits. A flat
-        curve is no measurement: the frame at the predicted z is kept then, marked out of focus. A curve that still
-        rises at the window's end is none either: its sharpest frame is kept, marked likewise.
+        No frame is asked for further than `focus.range_um` from `z_start_um` (three times that while the surface is
+        not known) nor outside the stage's limits. A flat curve is no measurement: the frame at the predicted z is
+        kept then, marked out of focus. A curve that still rises at the window's end is none either: its sharpest
+        frame is kept, marked likewise.
         """
-        low = max(z_start_um - self._range_um, self._limits.z_min_um)
-        high = min(z_start_um + self._range_um, self._limits.z_max_um)
+        reach, step = (1.0, 1.0) if surface_known else (COLD_REACH, 2.0)
+        low = max(z_start_um - reach * self._range_um, self._limits.z_min_um)
+        high = min(z_start_um + reach * self._range_um, self._limits.z_max_um)
         start = min(max(z_start_um, low), high)
         frame = first if first is not None else snap(start)
         curve = _Curve(snap, low, high, self._max_frames, sharpness_error(frame.pixels))
         curve.judge(start, frame)
-        peak = self._climb(curve, self._step_um if surface_known else 2 * self._step_um)
+        peak = self._climb(curve, step * self._step_um)
         spent = len(curve.scores)
         if peak is None and curve.flanks() == (None, None):
             return FocusOutcome(frame, FocusResult(curve.scores[start], start, spent, in_focus=False, measured=False))

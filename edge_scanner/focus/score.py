@@ -45,16 +45,17 @@ def sharpness(pixels: Pixels) -> float:
         average on featureless frames, where it may be slightly negative; 0 for black or tiny frames.
     """
     plane = cv2.extractChannel(pixels, pixels.shape[2] // 2)
-    mean = cv2.mean(plane)[0]
+    mean = float(cv2.mean(plane)[0])
     if min(plane.shape) < 4 or mean <= 0:
         return 0.0
-    energy = 0.0
+    energy: float = 0.0
+    unit: float = plane.size * mean * mean
     for top in range(0, plane.shape[0] - 2, BAND_PX):
         band = plane[top : top + BAND_PX + 2]
         along_x = cv2.subtract(band[:-1, 2:], band[:-1, :-2], dtype=cv2.CV_32F)
         along_y = cv2.subtract(band[2:], band[:-2], dtype=cv2.CV_32F)
         energy += float(np.vdot(along_x[1:], along_x[:-1]) + np.einsum("yx,yx", along_y[:, 1:], along_y[:, :-1]))
-    return energy / (plane.size * mean * mean)
+    return energy / unit
 
 
 def sharpness_error(pixels: Pixels) -> float:
@@ -63,7 +64,7 @@ def sharpness_error(pixels: Pixels) -> float:
     The mean of n products of two gradients of independent noise, `2 sigma^2` each, in two directions.
     """
     height, width, channels = pixels.shape
-    mean = cv2.mean(pixels)[channels // 2]
+    mean = float(cv2.mean(pixels)[channels // 2])
     if mean <= 0:
         return 0.0
     return float(np.sqrt(8 / (height * width)) * (noise(pixels)[channels // 2] / mean) ** 2)
@@ -99,9 +100,10 @@ def noise(pixels: Pixels) -> NDArray[np.float64]:
 
     Fine texture in focus counts as noise too, so this is an upper estimate on tissue.
     """
-    lines = pixels[::8].astype(np.float32)
-    bend = lines[:, :-2] - 2 * lines[:, 1:-1] + lines[:, 2:]
-    sigma: NDArray[np.float64] = np.abs(bend).mean(axis=(0, 1), dtype=np.float64) * np.sqrt(np.pi / 2 / 6)
+    lines = np.ascontiguousarray(pixels[::8])
+    bend = cv2.filter2D(lines, cv2.CV_32F, np.array([[1.0, -2.0, 1.0]]), borderType=cv2.BORDER_REPLICATE)
+    mean = cv2.mean(cv2.absdiff(bend, np.zeros_like(bend)))[: pixels.shape[2]]
+    sigma: NDArray[np.float64] = np.asarray(mean) * np.sqrt(np.pi / 2 / 6)
     return sigma
 
 
@@ -110,5 +112,4 @@ def _without_background(cells: NDArray[np.float32], rows: int, cols: int) -> NDA
     y, x = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, cols), indexing="ij")
     powers = [(i, j) for i in range(BACKGROUND_DEGREE + 1) for j in range(BACKGROUND_DEGREE + 1 - i)]
     basis = np.stack([(y**i * x**j).ravel() for i, j in powers], axis=1)
-    fit = np.linalg.lstsq(basis, cells, rcond=None)[0]
-    return cells - basis @ fit
+    return cells - basis @ np.linalg.solve(basis.T @ basis, basis.T @ cells)
