@@ -22,7 +22,8 @@ from edge_scanner.store.ome_xml import ExtraImage, build_ome_xml
 from edge_scanner.tile import Pixels
 
 _THUMBNAIL_PX = 1024
-_MACRO, _REDUCED = 9, 1
+_REDUCED, _EXTRA, _MACRO = 1, 3, 9
+"""NewSubfileType: bit 0 is a reduced image, bit 1 a page. Cucim refuses a second 0, Bio-Formats cannot show a 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,20 +130,22 @@ def _chain(
 ) -> list[Directory]:
     """Return the main chain: full planes with SubIFDs, the levels of a single plane once more, further images.
 
-    OpenSlide and cucim look for levels in the main chain only, everybody else in the SubIFDs. The thumbnail is one of
-    those levels: cucim takes every directory for a level, so none is added without need.
+    OpenSlide and cucim look for levels in the main chain only, in any order; everybody else in the SubIFDs. The
+    thumbnail is one of those levels: cucim takes every directory for a level, so none is added without need. What
+    OME-XML speaks of comes first: Bio-Formats does not count plain reduced images.
     """
     pyramids = [_pyramid(source, codec, grids, plane) for plane in range(source.layout.planes)]
-    levels = pyramids[0][1:] if len(pyramids) == 1 else []
-    images = [_strip(pixels, _MACRO if name == "macro" else _REDUCED, writer) for name, pixels in extra.items()]
-    first = len(pyramids) + len(levels)
-    described = [ExtraImage(n, p.shape[0], p.shape[1], first + k) for k, (n, p) in enumerate(extra.items())]
-    small = next((k for k, d in enumerate(levels, 1) if max(d.height_px, d.width_px) <= _THUMBNAIL_PX), 0)
-    if small and source.layout.rgb and source.dtype == np.uint8:
-        level = levels[small - 1]
-        described.append(ExtraImage("thumbnail", level.height_px, level.width_px, small, level.pixel_size_um))
     full = [replace(pyramid[0], levels=pyramid[1:]) for pyramid in pyramids]
-    return [replace(full[0], texts=_texts(source, described)), *full[1:], *levels, *images]
+    levels = pyramids[0][1:] if len(pyramids) == 1 else []
+    images = {name: _strip(pixels, _MACRO if name == "macro" else _EXTRA, writer) for name, pixels in extra.items()}
+    if levels and source.layout.rgb and source.dtype == np.uint8:
+        levels.sort(key=lambda level: max(level.height_px, level.width_px) > _THUMBNAIL_PX)
+        images["thumbnail"] = replace(levels.pop(0), subfile_type=_EXTRA)
+    described = [
+        ExtraImage(name, image.height_px, image.width_px, ifd, image.pixel_size_um)
+        for ifd, (name, image) in enumerate(images.items(), len(full))
+    ]
+    return [replace(full[0], texts=_texts(source, described)), *full[1:], *images.values(), *levels]
 
 
 def _pyramid(source: SlideStore, codec: TileCodec, grids: Sequence[TileGrid], plane: int) -> list[Directory]:
