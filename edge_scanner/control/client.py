@@ -11,37 +11,36 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import zmq
-import zmq.asyncio
 
 from edge_scanner.control import connect
+from edge_scanner.control.async_client import AsyncClient
 from edge_scanner.control.follow import (
-    WORKING,
+    RELEASE_S,
+    TRIES,
     Event,
     NoAnswerError,
     RemoteError,
     Sequence,
+    Turns,
     Verbs,
     encode_request,
+    is_working,
+    leased_after,
     new_name,
     result_of,
+    with_outcome,
 )
-from edge_scanner.control.messages import LEASED
 from edge_scanner.errors import ScannerError
 
 __all__ = ["AsyncClient", "Client", "Event", "NoAnswerError", "RemoteError"]
-
-TRIES = 3
-POLL_S = 1.0
-RELEASE_S = 1.0
 
 
 class Client(Verbs[Any]):
@@ -103,7 +102,7 @@ class Client(Verbs[Any]):
             reply = self._try(request_id, body, self._timeout_s / TRIES)
             if reply is not None:
                 result = result_of(reply)
-                self._leased = _leased_after(cmd, self._leased)
+                self._leased = leased_after(cmd, self._leased)
                 return result
         raise NoAnswerError(self._endpoint, self._timeout_s)
 
@@ -164,13 +163,13 @@ class Client(Verbs[Any]):
         ScannerError
             It still works after `timeout_s`.
         """
-        turns = _Turns(timeout_s)
+        turns = Turns(timeout_s)
         with contextlib.closing(self.events(turns.silence_s)) as events:
             for event in events:
                 if on_event:
                     on_event(event)
-                if turns.is_due(event) and not _is_working(status := self.status()):
-                    return status if scan_id is None else _with_outcome(status, self.scans(), scan_id)
+                if turns.is_due(event) and not is_working(status := self.status()):
+                    return status if scan_id is None else with_outcome(status, self.scans(), scan_id)
                 turns.check()
         raise AssertionError("events never end")
 
@@ -187,144 +186,3 @@ class Client(Verbs[Any]):
             if reply["id"] == request_id:
                 return reply
         return None
-
-
-class AsyncClient(Verbs[Awaitable[Any]]):
-    """The same as `Client` for asyncio: the verbs are awaited, and several requests may be under way at once.
-
-    Parameters
-    ----------
-    endpoint, events_endpoint, client, timeout_s
-        See `Client`.
-    """
-
-    def __init__(
-        self, endpoint: str, events_endpoint: str | None = None, client: str | None = None, timeout_s: float = 5.0
-    ) -> None:
-        self._endpoint = endpoint
-        self._events_endpoint = events_endpoint
-        self.name = client or new_name()
-        self._timeout_s = timeout_s
-        self._leased = False
-        self._context = zmq.asyncio.Context()
-        self._socket = connect.dealer(self._context, endpoint)
-        self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
-        self._reader: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> AsyncClient:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Release the lease if it was taken, and disconnect."""
-        if self._leased:
-            self._timeout_s = min(self._timeout_s, RELEASE_S)
-            with contextlib.suppress(ScannerError):
-                await self.lease_release()
-            self._leased = False
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
-            self._reader = None
-        self._context.destroy(linger=0)
-
-    async def request(self, cmd: str, /, **args: object) -> Any:
-        """Send a command and return its result; see `Client.request`."""
-        request_id, body = encode_request(cmd, args, self.name)
-        if self._reader is None:
-            self._reader = asyncio.create_task(self._read())
-        answer = self._waiting[request_id] = asyncio.get_running_loop().create_future()
-        try:
-            for _ in range(TRIES):
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._timeout_s / TRIES):
-                        await self._socket.send(body)
-                        result = result_of(await asyncio.shield(answer))
-                        self._leased = _leased_after(cmd, self._leased)
-                        return result
-        finally:
-            del self._waiting[request_id]
-        raise NoAnswerError(self._endpoint, self._timeout_s)
-
-    async def events(self, silence_s: float = 5.0) -> AsyncGenerator[Event, None]:
-        """Yield snapshots and events; see `Client.events`."""
-        socket = connect.subscriber(self._context, self._events_endpoint or (await self.hello())["events"])
-        try:
-            order = Sequence(await self._snapshot())
-            yield order.last
-            while True:
-                if not await socket.poll(int(silence_s * 1000)):
-                    yield order.advance(await self._snapshot())
-                    continue
-                event = Event.decode(*await socket.recv_multipart())
-                if not order.is_old(event) and not order.follows(event):
-                    yield order.advance(await self._snapshot())
-                if not order.is_old(event):
-                    yield order.advance(event)
-        finally:
-            socket.close(linger=0)
-
-    async def wait_idle(
-        self,
-        scan_id: str | None = None,
-        timeout_s: float = math.inf,
-        on_event: Callable[[Event], None] | None = None,
-    ) -> dict[str, Any]:
-        """Wait until the daemon is not working; see `Client.wait_idle`."""
-        turns = _Turns(timeout_s)
-        async with contextlib.aclosing(self.events(turns.silence_s)) as events:
-            async for event in events:
-                if on_event:
-                    on_event(event)
-                if turns.is_due(event) and not _is_working(status := await self.status()):
-                    return status if scan_id is None else _with_outcome(status, await self.scans(), scan_id)
-                turns.check()
-        raise AssertionError("events never end")
-
-    async def _snapshot(self) -> Event:
-        return Event.snapshot(await self.status())
-
-    async def _read(self) -> None:
-        while True:
-            reply = json.loads(await self._socket.recv())
-            answer = self._waiting.get(reply["id"])
-            if answer is not None and not answer.done():
-                answer.set_result(reply)
-
-
-def _leased_after(cmd: str, before: bool) -> bool:
-    if cmd in ("lease.release", "shutdown"):
-        return False
-    return before or cmd in LEASED
-
-
-class _Turns:
-    """When a waiting client asks for the status: at changes of state, and each second whatever it hears."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._deadline_s = time.monotonic() + timeout_s
-        self._next_s = 0.0
-        self.silence_s = min(POLL_S, timeout_s)
-
-    def is_due(self, event: Event) -> bool:
-        now_s = time.monotonic()
-        if event.topic not in ("state", "fault") and now_s < self._next_s:
-            return False
-        self._next_s = now_s + POLL_S
-        return True
-
-    def check(self) -> None:
-        if time.monotonic() >= self._deadline_s:
-            raise ScannerError(f"The daemon still works after {self._timeout_s:g} s.", "Wait longer, or cancel.")
-
-
-def _is_working(status: dict[str, Any]) -> bool:
-    return status["state"] in WORKING
-
-
-def _with_outcome(status: dict[str, Any], scans: list[dict[str, Any]], scan_id: str) -> dict[str, Any]:
-    return {**status, "outcome": next((scan["outcome"] for scan in scans if scan["scan_id"] == scan_id), None)}

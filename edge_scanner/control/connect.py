@@ -17,24 +17,29 @@ def dealer(context: Any, endpoint: str) -> Any:
     UsageError
         When the endpoint cannot be used as written.
     """
-    return _connected(context, zmq.DEALER, endpoint)
+    opened = _opened(context, zmq.DEALER)
+    opened.setsockopt(zmq.IMMEDIATE, 1)
+    return _connected(opened, endpoint)
 
 
 def subscriber(context: Any, endpoint: str) -> Any:
     """Return a SUB socket for all events; see `dealer`."""
-    opened = _connected(context, zmq.SUB, endpoint)
+    opened = _opened(context, zmq.SUB)  # IMMEDIATE would keep its subscription from ever being sent
     opened.setsockopt(zmq.SUBSCRIBE, b"")
-    return opened
+    return _connected(opened, endpoint)
 
 
-def _connected(context: Any, kind: int, endpoint: str) -> Any:
+def _opened(context: Any, kind: int) -> Any:
     opened = context.socket(kind)
     opened.setsockopt(zmq.LINGER, 0)
-    opened.setsockopt(zmq.IMMEDIATE, 1)
     opened.setsockopt(zmq.RECONNECT_IVL, 50)
     opened.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
     opened.setsockopt(zmq.HEARTBEAT_IVL, 2000)
     opened.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+    return opened
+
+
+def _connected(opened: Any, endpoint: str) -> Any:
     try:
         opened.connect(endpoint)
     except zmq.ZMQError as error:

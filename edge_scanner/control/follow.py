@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from edge_scanner.control.messages import PROTOCOL_VERSION
-from edge_scanner.errors import ScannerError
+from edge_scanner.control.messages import LEASED, PROTOCOL_VERSION
+from edge_scanner.errors import ScannerError, UsageError
 from edge_scanner.state import BUSY, State
 
 SNAPSHOT = "snapshot"
 """Topic of an `Event` that the client makes from `status`: at the start, after a gap and after silence."""
 
 WORKING = BUSY | {State.STARTING}
+
+
+TRIES = 3
+"""How often a request is sent within its time-out."""
+POLL_S = 1.0
+RELEASE_S = 1.0
 
 
 class RemoteError(ScannerError):
@@ -87,10 +94,19 @@ class Sequence:
 
 
 def encode_request(cmd: str, args: Mapping[str, object], client: str) -> tuple[str, bytes]:
-    """Return a new id and the request that bears it."""
+    """Return a new id and the request that bears it.
+
+    Raises
+    ------
+    UsageError
+        When the arguments cannot be written as JSON (NaN, infinity, no plain type).
+    """
     request_id = uuid.uuid4().hex
     request = {"v": PROTOCOL_VERSION, "id": request_id, "cmd": cmd, "args": args, "client": client}
-    return request_id, json.dumps(request, separators=(",", ":")).encode("ascii")
+    try:
+        return request_id, json.dumps(request, allow_nan=False, separators=(",", ":")).encode("ascii")
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"The arguments of {cmd} cannot be sent ({error}).") from error
 
 
 def result_of(reply: Mapping[str, Any]) -> Any:
@@ -177,3 +193,43 @@ class Verbs(ABC, Generic[Answer]):
     def shutdown(self) -> Answer:
         """End the daemon."""
         return self.request("shutdown")
+
+
+def leased_after(cmd: str, before: bool) -> bool:
+    """Tell whether this client has the lease once `cmd` was carried out."""
+    if cmd in ("lease.release", "shutdown"):
+        return False
+    return before or cmd in LEASED
+
+
+class Turns:
+    """When a waiting client asks for the status: at changes of state, and each second whatever it hears."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._deadline_s = time.monotonic() + timeout_s
+        self._next_s = 0.0
+        self.silence_s = min(POLL_S, timeout_s)
+
+    def is_due(self, event: Event) -> bool:
+        """Tell whether to ask now."""
+        now_s = time.monotonic()
+        if event.topic not in ("state", "fault") and now_s < self._next_s:
+            return False
+        self._next_s = now_s + POLL_S
+        return True
+
+    def check(self) -> None:
+        """Raise when the waiting has lasted too long."""
+        if time.monotonic() >= self._deadline_s:
+            raise ScannerError(f"The daemon still works after {self._timeout_s:g} s.", "Wait longer, or cancel.")
+
+
+def is_working(status: dict[str, Any]) -> bool:
+    """Tell whether a status says that work is under way."""
+    return status["state"] in WORKING
+
+
+def with_outcome(status: dict[str, Any], scans: list[dict[str, Any]], scan_id: str) -> dict[str, Any]:
+    """Return a status whose `outcome` is that of a scan."""
+    return {**status, "outcome": next((scan["outcome"] for scan in scans if scan["scan_id"] == scan_id), None)}

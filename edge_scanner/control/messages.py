@@ -41,10 +41,12 @@ ACTIONS = LEASED | {"pause", "cancel", "stop", "lease.release"}
 """Commands that change something; the others only read."""
 
 ID_LENGTH = 128
+MAX_MM = 1e6
+"""Beyond it a length is refused before the stage's limits are asked, so that no sum of lengths can overflow."""
 _SHOWN = 60
 
 Name = Annotated[str, Field(min_length=1, max_length=64)]
-Millimetres = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Millimetres = Annotated[float, Field(ge=-MAX_MM, le=MAX_MM, allow_inf_nan=False)]
 ScanId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 
@@ -139,10 +141,13 @@ def read(body: bytes) -> dict[str, Any]:
     Raises
     ------
     ScannerError
-        With code `bad_request`: not UTF-8, not JSON, a key twice, NaN or Infinity, or not an object.
+        With code `bad_request`: not UTF-8, not JSON, half a surrogate pair, a key twice, NaN or Infinity, or not an
+        object.
     """
     try:
         raw = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        if b"\\u" in body:
+            json.dumps(raw, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise ScannerError(f"The request is not valid JSON ({_short(str(error))}).", code="bad_request") from error
     if not isinstance(raw, dict):
@@ -213,9 +218,13 @@ def _encode(message: dict[str, Any]) -> bytes:
 
 def _plan(raw: dict[str, Any]) -> ScanPlan:
     try:
-        return ScanPlan.from_dict(raw)
+        plan = ScanPlan.from_dict(raw)
+        corners = [plan.target(0), plan.target(len(plan) - 1)]
+        if not all(abs(um) <= MAX_MM * 1000 for target in corners for um in (target.x_um, target.y_um)):
+            raise ValueError("a target is further away than 1 km")
+        return plan
     except (TypeError, ValueError, OverflowError) as error:
-        raise ScannerError(f"The plan holds a number that is out of range ({error}).", code="bad_argument") from error
+        raise ScannerError(f"The plan holds what it must not ({_short(str(error))}).", code="bad_argument") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
