@@ -27,6 +27,9 @@ FLOOR_PX = 0.01
 """What the model of a pure shift leaves unexplained, sigma; bounds the weight of a pair."""
 CORRELATED_PX = 4 * math.pi * SMOOTH_PX**2
 """Area over which the smoothing ties the noise of neighbouring pixels together."""
+MIN_COMMON_PX = 2 * TAPS + 4
+STEPS = 8
+CONVERGED_PX = 2e-3
 MIN_NCC = 0.6
 MIN_MARGIN = 0.1
 MAX_SIGMA_PX = 0.3
@@ -116,7 +119,8 @@ def _reduced(strip: NDArray[Any], factor: int) -> Image:
 def _taper(height: int, width: int) -> Image:
     def edge(n: int) -> Image:
         ramp = np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / max(1.0, n / 8)
-        return np.sin(np.minimum(1.0, ramp) * np.pi / 2).astype(np.float32) ** 2
+        rise: Image = np.sin(np.minimum(1.0, ramp) * np.pi / 2).astype(np.float32) ** 2
+        return rise
 
     taper: Image = np.outer(edge(height), edge(width))
     taper.flags.writeable = False
@@ -169,9 +173,6 @@ def _refine(first: NDArray[Any], second: NDArray[Any], dy: int, dx: int, margin:
     return NO_MATCH
 
 
-MIN_COMMON_PX = 2 * TAPS + 3
-
-
 def _high_passed(part: NDArray[Any]) -> Image:
     part = part.astype(np.float32)
     high: Image = part - cv2.blur(part, (HIGH_PASS_PX, HIGH_PASS_PX), borderType=cv2.BORDER_REFLECT)
@@ -179,42 +180,50 @@ def _high_passed(part: NDArray[Any]) -> Image:
 
 
 def _gradient_steps(a: Image, b: Image, fy: float, fx: float) -> tuple[float, float, float, float] | None:
-    """Return (y, x, sigma, ncc): the shift, within about a pixel, that makes b look like a; None without texture."""
-    smooth = _smoothed(a, 0.0, 0.0)
-    gy, gx = _gradients(a)
-    hyy, hxx, hyx = _dot(gy, gy), _dot(gx, gx), _dot(gy, gx)
-    det = hyy * hxx - hyx * hyx
-    if not det > 1e-6 * hyy * hxx:
-        return None
-    for _ in range(6):
-        moved = _smoothed(b, fy, fx)
-        bb = _dot(moved, moved)
-        gain = _dot(smooth, moved) / bb if bb > 0 else 0.0
-        difference = smooth - (gain if 0.5 < gain < 2 else 1.0) * moved
-        ey, ex = _dot(gy, difference), _dot(gx, difference)
-        sy, sx = (hyx * ex - hxx * ey) / det, (hyx * ey - hyy * ex) / det
-        fy, fx = fy + sy, fx + sx
-        if max(abs(sy), abs(sx)) < 2e-3 or max(abs(fy), abs(fx)) > 1.5:
+    """Return (y, x, sigma, ncc): the shift, within about a pixel, that makes b look like a; None without texture.
+
+    The curvature is that of the texture which both share (gradients of a times gradients of b), or noise would pass
+    for texture: the steps would fall short and the standard deviation be too small.
+    """
+    fixed, slopes = _smoothed(a, 0.0, 0.0)
+    for _ in range(STEPS):
+        moved, other_slopes = _smoothed(b, fy, fx)
+        cross = (slopes @ other_slopes.T).astype(float)
+        curvature = (cross + cross.T) / 2
+        if not (curvature[0, 0] > 0 and np.linalg.det(curvature) > 1e-6 * curvature[0, 0] * curvature[1, 1]):
+            return None
+        similar, energy = float(fixed @ moved), (float(fixed @ fixed), float(moved @ moved))
+        difference = fixed - min(max(math.sqrt(energy[0] / energy[1]), 0.5), 2.0) * moved
+        step = -np.linalg.solve(curvature, (slopes @ difference).astype(float))
+        fy, fx = fy + float(step[0]), fx + float(step[1])
+        if np.abs(step).max() < CONVERGED_PX or max(abs(fy), abs(fx)) > 1.5:
             break
-    variance = _dot(difference, difference) / difference.size * CORRELATED_PX
-    sigma = math.sqrt(variance * max(hyy, hxx) / det + FLOOR_PX**2)
-    return fy, fx, sigma, _ncc(smooth, moved)
+    sigma = math.hypot(_spread(slopes * difference, curvature), FLOOR_PX)
+    return fy, fx, sigma, similar / math.sqrt(energy[0] * energy[1])
 
 
-def _smoothed(image: Image, dy: float, dx: float) -> Image:
-    """Return the image smoothed and moved by (dy, dx), without the rim that the filter cannot fill."""
-    return _separable(image, _gaussian(dx), _gaussian(dy))
+def _spread(scores: Image, curvature: NDArray[np.float64]) -> float:
+    """Return the larger standard deviation of the shift, pixels, by the sandwich formula.
+
+    It takes the noise where the texture is: a few structures on clean glass do not borrow the glass's calm.
+    """
+    inverse = np.linalg.inv(curvature)
+    covariance = inverse @ (scores @ scores.T).astype(float) @ inverse * CORRELATED_PX
+    return math.sqrt(max(float(covariance.diagonal().max()), 0.0))
 
 
-def _gradients(image: Image) -> tuple[Image, Image]:
-    flat = _gaussian(0.0)
-    slope = (flat * np.arange(-TAPS, TAPS + 1) / SMOOTH_PX**2).astype(np.float32)
-    return _separable(image, flat, slope), _separable(image, slope, flat)
+def _smoothed(image: Image, dy: float, dx: float) -> tuple[Image, Image]:
+    """Return the image smoothed and moved by (dy, dx), flat (n,), and its slopes along y and x, (2, n).
 
-
-def _separable(image: Image, along_x: Image, along_y: Image) -> Image:
-    filtered: Image = cv2.sepFilter2D(image, cv2.CV_32F, along_x, along_y)
-    return filtered[TAPS:-TAPS, TAPS:-TAPS]
+    The rim that the filters cannot fill is left out.
+    """
+    filtered = cv2.sepFilter2D(image, cv2.CV_32F, _gaussian(dx), _gaussian(dy))[TAPS:-TAPS, TAPS:-TAPS]
+    inner = filtered[1:-1, 1:-1]
+    slopes = np.empty((2, *inner.shape), np.float32)
+    np.subtract(filtered[2:, 1:-1], filtered[:-2, 1:-1], out=slopes[0])
+    np.subtract(filtered[1:-1, 2:], filtered[1:-1, :-2], out=slopes[1])
+    slopes *= 0.5
+    return inner.ravel(), slopes.reshape(2, -1)
 
 
 def _gaussian(offset: float) -> Image:

@@ -60,7 +60,7 @@ def settle(basis: Array, fixed: Array, links: Sequence[Link], prior: Prior, sigm
         residual = np.linalg.norm(shift - displacement[second] + displacement[first], axis=1)
         closure = max(CLOSURE_PX, CLOSURE_MEDIANS * float(np.median(residual[kept])))
         stray = np.abs(shift - (basis[second] - basis[first]) @ theta).max(axis=1)
-        offence = np.where(kept, np.maximum(residual / (closure + sigma), stray / gates.pair_px), 0.0)
+        offence = np.where(kept, np.maximum(residual / (closure + 3 * sigma), stray / gates.pair_px), 0.0)
         worst = int(offence.argmax())
         if offence[worst] > 1:
             kept[worst] = False

@@ -16,14 +16,14 @@ Strip = NDArray[np.uint8] | NDArray[np.uint16]
 """(y, x) luminance of a tile where its neighbour should overlap it."""
 
 MIN_STRIP_PX = 12
-STRIP_PX = 128
+STRIP_PX = 96
 
 
 class StripStore:
     """Strips of the tiles whose neighbours have not come yet.
 
     Memory bound: a strip leaves when its neighbour comes, so in scan order at most one scan line of strips is held,
-    each `max(128, 4 * reach_px)` pixels wide at the most and of the tile's length: O(row length x overlap) bytes.
+    each `max(96, 3 * reach_px)` pixels wide at the most and of the tile's length: O(row length x overlap) bytes.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class StripStore:
     def __init__(self, plan: ScanPlan, frame: MosaicFrame, reach_px: float) -> None:
         self._plan = plan
         self._frame = frame
-        self._width_px = max(STRIP_PX, 4 * round(reach_px))
+        self._width_px = max(STRIP_PX, 3 * round(reach_px))
         self._held: dict[tuple[int, int], Strip | None] = {}
 
     @property
