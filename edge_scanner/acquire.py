@@ -99,6 +99,7 @@ class Acquirer:
             When `aborted` said so.
         """
         rejected = 0
+        self._mover.forget()
         try:
             self._rig.illumination.on()
             for target in targets:
@@ -163,6 +164,10 @@ class _Mover:
         self._still_since_s = 0.0
         self._frame_id = -1
 
+    def forget(self) -> None:
+        """Take nothing for granted about where the stage stands and where it came from."""
+        self._target = self._at = self._reached = None
+
     def go(self, target: Target, z_um: float, timings_ms: dict[str, float]) -> Position:
         """Bring the target under the objective, from the approach side of its row and from below; wait until still."""
         goal = Position(target.x_um, target.y_um, z_um)
@@ -219,7 +224,7 @@ class _Mover:
     def _lead_in(self, target: Target, goal: Position) -> Position | None:
         """Return where to begin the approach; None where going straight comes from the right side anyway."""
         last, at = self._target, self._at
-        along = last is not None and last.row == target.row and target.index - last.index in (0, 1)
+        along = last is not None and at is not None and last.row == target.row and target.index - last.index in (0, 1)
         if along and at is not None and goal.z_um >= at.z_um:
             return None
         x_um, y_um = goal.x_um, goal.y_um
@@ -235,7 +240,7 @@ class _Mover:
 
     def _move(self, goal: Position) -> Position:
         self._check_abort()
-        self._at = self._reached = None
+        self.forget()
         self.rig.stage.start_move(goal)
         return self.rig.stage.wait()
 

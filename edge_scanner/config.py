@@ -152,14 +152,14 @@ class FocusConfig(Section):
     step_um: Positive = Field(1.2, description="First step of the climb.")
     max_frames: int = Field(25, ge=3)
     z_start_um: Finite = 0.0
-    blank_texture: Positive = Field(4.0, description="Coarse contrast, in units of the noise, below which a tile is blank.")
+    blank_texture: Positive = Field(4.0, description="Coarse contrast, in noise units, below which a tile is blank.")
     model: str = Field("", description="ONNX file; empty: the one that ships.")
 
 
 class MosaicConfig(Section):
     """`[mosaic]`: placement, blending and the codec of the store."""
 
-    codec: Literal["auto", "jpeg", "gzip", "zstd", "none"] = Field("auto", description="auto: jpeg for 8-bit RGB, else gzip.")
+    codec: Literal["auto", "jpeg", "gzip", "zstd", "none"] = Field("auto", description="jpeg for 8-bit RGB, else gzip.")
     quality: int = Field(90, ge=1, le=100)
     subsampling: Literal["444", "422", "420"] = "422"
     gzip_level: int = Field(1, ge=0, le=12)

@@ -29,22 +29,32 @@ CREATE TABLE IF NOT EXISTS tile (
     place_y_px REAL, place_x_px REAL, registered INTEGER, residual_px REAL);
 CREATE TABLE IF NOT EXISTS chunk (
     level INTEGER, row INTEGER, col INTEGER, channel INTEGER,
-    shard TEXT NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL, crc32c INTEGER NOT NULL,
+    shard TEXT NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL, crc32c INTEGER,
     PRIMARY KEY (level, row, col, channel));
 """
 
 
 class Part(Protocol):
-    """Where an encoded chunk lies in the store."""
+    """Where an encoded chunk lies in the store; see `edge_scanner.store.StoredPart`."""
 
-    level: int
-    row: int
-    col: int
-    channel: int
-    shard: str
-    offset: int
-    length: int
-    crc32c: int
+    # fmt: off
+    @property
+    def level(self) -> int: ...  # noqa: D102
+    @property
+    def row(self) -> int: ...  # noqa: D102
+    @property
+    def col(self) -> int: ...  # noqa: D102
+    @property
+    def channel(self) -> int: ...  # noqa: D102
+    @property
+    def shard(self) -> str: ...  # noqa: D102
+    @property
+    def offset(self) -> int: ...  # noqa: D102
+    @property
+    def length(self) -> int: ...  # noqa: D102
+    @property
+    def crc32c(self) -> int | None: ...  # noqa: D102
+    # fmt: on
 
 
 class Journal:

@@ -1,1 +1,1 @@
-"""What a stage, a camera and a light must do (`stage`, `camera`, `illumination`), and checks that prove it (`contract`)."""
+"""What a stage, a camera and a light must do, the clock they share, and checks that prove it (`contract`)."""

@@ -100,7 +100,8 @@ def gather(
         return None
     read = [resampled(source, part) for source, part in parts]
     if len(parts) == 1 and parts[0][1] == block:
-        return np.ascontiguousarray(read[0])
+        whole: Pixels = np.ascontiguousarray(read[0])
+        return whole
     out = np.full((block.height, block.width, channels), fill, dtype)
     ys = sorted({block.y0, block.y1, *(y for _, p in parts for y in (p.y0, p.y1))})
     xs = sorted({block.x0, block.x1, *(x for _, p in parts for x in (p.x0, p.x1))})
@@ -135,7 +136,8 @@ def resampled(source: Source, part: Box) -> Pixels:
     border = cv2.BORDER_REPLICATE
     shifted = cv2.sepFilter2D(np.ascontiguousarray(pixels), -1, cubic_taps(dx), cubic_taps(dy), borderType=border)
     shifted = shifted.reshape(pixels.shape)
-    return shifted[top : top + inner.height, left : left + inner.width]
+    moved: Pixels = shifted[top : top + inner.height, left : left + inner.width]
+    return moved
 
 
 def cubic_taps(shift: float) -> NDArray[np.float32]:
@@ -179,4 +181,5 @@ def _mix(first: Pixels, second: Pixels, share: NDArray[np.float32]) -> Pixels:
     mixed *= share[..., None]
     mixed += first
     np.rint(mixed, out=mixed)
-    return mixed.astype(first.dtype)
+    result: Pixels = mixed.astype(first.dtype)
+    return result

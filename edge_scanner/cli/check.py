@@ -1,0 +1,157 @@
+"""`check`: the doctor."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from edge_scanner import config as configs
+from edge_scanner.cli.output import EXIT_FAILED, print_json
+from edge_scanner.config import Config
+from edge_scanner.devices.contract import check_camera, check_illumination, check_stage
+from edge_scanner.devices.rig import build_rig
+from edge_scanner.errors import ScannerError
+
+PROBE_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the table."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def check(
+    config: Path | None = typer.Option(None, "--config", "-c", help="TOML file."),
+    overrides: list[str] = typer.Option([], "--set", metavar="SECTION.KEY=VALUE", help="Override a key."),
+    devices: bool = typer.Option(False, "--devices", help="Also prove the device contracts; the stage MOVES."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Check configuration, devices, execution providers, disk, memory; exit 1 on any failure."""
+    settings = configs.load(config, overrides)
+    findings = [Finding("configuration", True, str(config or "all defaults"))]
+    for examine in (_storage, _memory, _providers, _open_devices):
+        findings += examine(settings)
+    if devices and all(f.ok for f in findings):
+        findings += _contracts(settings)
+    if as_json:
+        print_json({"findings": [asdict(f) for f in findings]})
+    else:
+        _print(findings)
+    if not all(f.ok for f in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _guarded(what: str, examine: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, True, examine())
+    except ScannerError as error:
+        return Finding(what, False, str(error))
+    except OSError as error:
+        return Finding(what, False, f"{error.strerror}: {error.filename}.")
+
+
+def _storage(config: Config) -> Iterator[Finding]:
+    root = Path(config.storage.root)
+
+    def space() -> str:
+        root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(root).free
+        if free < config.storage.reserve_mb * 1e6:
+            raise ScannerError(f"{free / 1e9:.1f} GB are free, less than storage.reserve_mb.", "Free some space.")
+        return f"{free / 1e9:.1f} GB free at {root}"
+
+    def speed() -> str:
+        block = os.urandom(1 << 20)
+        with tempfile.NamedTemporaryFile(dir=root) as file:
+            began_s = time.perf_counter()
+            for _ in range(PROBE_BYTES >> 20):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            rate = PROBE_BYTES / (time.perf_counter() - began_s)
+        return f"{rate / 1e6:.0f} MB/s written and synced"
+
+    yield _guarded("disk space", space)
+    yield _guarded("disk speed", speed)
+
+
+def _memory(config: Config) -> Iterator[Finding]:
+    def memory() -> str:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        camera = config.camera
+        frame = camera.width_px * camera.height_px * camera.channels * camera.bits // 8
+        needed = int((config.scan.buffer_mb + config.scan.cache_mb) * 1e6) + 12 * frame + (300 << 20)
+        if needed > total:
+            raise ScannerError(
+                f"The buffers need {needed >> 20} MiB; the machine has {total >> 20}.",
+                "Lower scan.buffer_mb and scan.cache_mb.",
+            )
+        return f"{needed >> 20} MiB planned of {total >> 20} MiB"
+
+    yield _guarded("memory", memory)
+
+
+def _providers(config: Config) -> Iterator[Finding]:
+    def providers() -> str:
+        if find_spec("onnxruntime") is None:
+            if config.focus.mode == "model":
+                raise ScannerError("focus.mode is model, but onnxruntime is not installed.", "Install the extra [cpu].")
+            return "onnxruntime is not installed; learned focus is off"
+        return f"onnxruntime is installed; focus.mode is {config.focus.mode}"
+
+    yield _guarded("execution providers", providers)
+
+
+def _open_devices(config: Config) -> Iterator[Finding]:
+    rig = None
+
+    def drivers() -> str:
+        nonlocal rig
+        rig = build_rig(config)
+        return f"stage {config.stage.driver}, camera {config.camera.driver}, light {config.illumination.driver}"
+
+    yield _guarded("drivers", drivers)
+    if rig is not None:
+        with ExitStack() as stack:
+            stack.callback(rig.camera.close)
+            stack.callback(rig.stage.close)
+            yield _guarded("stage", rig.stage.open)
+            yield _guarded("camera", rig.camera.open)
+
+
+def _contracts(config: Config) -> Iterator[Finding]:
+    rig = build_rig(config)
+    with ExitStack() as stack:
+        stack.callback(rig.stage.close)
+        stack.callback(rig.camera.close)
+        stack.callback(rig.illumination.off)
+        for result in (
+            *check_stage(rig.stage, rig.clock),
+            *check_camera(rig.camera, rig.clock),
+            *check_illumination(rig.illumination),
+        ):
+            yield Finding(result.name, result.ok, result.detail)
+
+
+def _print(findings: list[Finding]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("check", "", "detail"):
+        table.add_column(column, overflow="fold")
+    for f in findings:
+        table.add_row(f.what, "[green]ok[/]" if f.ok else "[red]FAILED[/]", f.detail)
+    Console(highlight=False).print(table)

@@ -1,0 +1,74 @@
+"""What the report needs to remember of each target, and how long each stage took."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edge_scanner.tile import PlacedTile, Tile
+
+
+@dataclass(frozen=True, slots=True)
+class TileRecord:
+    """A tile without its pixels, and its place once it has one."""
+
+    tile: Tile
+    placed: PlacedTile | None = None
+
+
+class Timings:
+    """Milliseconds by stage name; thread-safe. Bound: one float a call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ms: dict[str, list[float]] = {}
+
+    def add(self, stage: str, ms: float) -> None:
+        """Note one run of a stage."""
+        with self._lock:
+            self._ms.setdefault(stage, []).append(ms)
+
+    def add_all(self, timings_ms: Mapping[str, float]) -> None:
+        """Note one run of several stages."""
+        for stage, ms in timings_ms.items():
+            self.add(stage, ms)
+
+    def total_ms(self, *stages: str) -> float:
+        """Return the sum over all runs of some stages."""
+        with self._lock:
+            return sum(sum(self._ms.get(stage, ())) for stage in stages)
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Return `{stage: {p50_ms, p95_ms}}`."""
+        with self._lock:
+            stages = {name: np.percentile(ms, [50, 95]) for name, ms in self._ms.items()}
+        return {name: {"p50_ms": round(float(p[0]), 3), "p95_ms": round(float(p[1]), 3)} for name, p in stages.items()}
+
+
+class Records:
+    """Every target heard of so far, by index; thread-safe. Bound: a few hundred bytes a target, no pixels."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._records: dict[int, TileRecord] = {}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def tile(self, tile: Tile) -> None:
+        """Remember a tile, without its pixels."""
+        with self._lock:
+            self._records[tile.index] = TileRecord(replace(tile, pixels=None))
+
+    def place(self, placed: PlacedTile) -> None:
+        """Remember a tile's place."""
+        with self._lock:
+            self._records[placed.index] = replace(self._records[placed.index], placed=placed)
+
+    def all(self) -> list[TileRecord]:
+        """Return the records in index order."""
+        with self._lock:
+            return [self._records[index] for index in sorted(self._records)]

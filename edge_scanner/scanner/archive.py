@@ -1,0 +1,158 @@
+"""The scans on the disk: one folder each under the storage root."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from edge_scanner import __version__
+from edge_scanner.config import Config, dump
+from edge_scanner.errors import DiskLowError, NotFoundError, StoreError
+from edge_scanner.plan import ScanPlan
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Archive:
+    """The storage root.
+
+    Parameters
+    ----------
+    config : Config
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.root = Path(config.storage.root)
+        self._ended: dict[str, dict[str, Any]] = {}
+
+    def prepare(self) -> None:
+        """Make the root.
+
+        Raises
+        ------
+        StoreError
+            When it cannot be made or written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"The storage root {self.root} cannot be made ({error.strerror}).", "Set storage.root to a folder."
+            ) from error
+        if not os.access(self.root, os.W_OK | os.X_OK):
+            raise StoreError(f"The storage root {self.root} is not writable.", "Change its owner or storage.root.")
+
+    def check_room(self, plan: ScanPlan) -> None:
+        """Refuse a plan that the disk has no room for.
+
+        Raises
+        ------
+        DiskLowError
+        """
+        free = shutil.disk_usage(self.root).free - int(self._config.storage.reserve_mb * 1e6)
+        needed = bytes_needed(self._config, plan)
+        if needed > free:
+            raise DiskLowError(
+                f"The scan may need {needed / 1e9:.1f} GB; {max(0, free) / 1e9:.1f} GB are free beside the reserve.",
+                "Delete old scans or scan less.",
+            )
+
+    def create(self, scan_id: str, plan: ScanPlan, started: str) -> Path:
+        """Make a scan's folder with its `scan.json` and return it."""
+        folder = self.root / scan_id
+        try:
+            folder.mkdir()
+            text = json.dumps(
+                {
+                    "scan_id": scan_id,
+                    "started": started,
+                    "plan": json.loads(plan.to_json()),
+                    "config": self._portable_config(),
+                    "versions": {"edge_scanner": __version__},
+                    "model": None,
+                },
+                indent=2,
+            )
+            (folder / "scan.json").write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"The scan's folder {folder} cannot be made ({error.strerror}).") from error
+        return folder
+
+    def folder(self, scan_id: str) -> Path:
+        """Return the folder of a scan.
+
+        Raises
+        ------
+        NotFoundError
+        """
+        folder = self.root / scan_id
+        if not _ID.fullmatch(scan_id) or not (folder / "scan.json").is_file():
+            raise NotFoundError(f"There is no scan {scan_id!r}.", "`scans` lists them.")
+        return folder
+
+    def list(self) -> list[dict[str, Any]]:
+        """Return `scan_id state outcome tiles done started` of every scan, oldest first."""
+        found = (path.parent for path in self.root.glob("*/scan.json"))
+        entries = [self._entry(folder) for folder in found]
+        return sorted((e for e in entries if e), key=lambda e: (e["started"], e["scan_id"]))
+
+    def _entry(self, folder: Path) -> dict[str, Any] | None:
+        if (known := self._ended.get(folder.name)) is not None:
+            return known
+        try:
+            told = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
+            plan = ScanPlan.from_dict(told["plan"])
+            outcome, done = _journalled(folder / "journal.sqlite")
+        except (OSError, ValueError, KeyError, TypeError, StoreError):
+            return None
+        entry = {
+            "scan_id": folder.name,
+            "state": "ended" if outcome else "unfinished",
+            "outcome": outcome,
+            "tiles": len(plan),
+            "done": done,
+            "started": told.get("started", ""),
+        }
+        if outcome:
+            self._ended[folder.name] = entry
+        return entry
+
+    def _portable_config(self) -> dict[str, Any]:
+        """Return the configuration that shapes a scan: paths relative to the root, sockets and logging left out."""
+        config = dump(self._config)
+        del config["control"], config["log"]
+        config["storage"]["root"] = "."
+        if config["sim"]["slide"]:
+            config["sim"]["slide"] = os.path.relpath(config["sim"]["slide"], self.root)
+        return config
+
+
+def bytes_needed(config: Config, plan: ScanPlan) -> int:
+    """Return a cautious estimate of what a scan takes on the disk: pyramid, TIFF and spool."""
+    pixel = config.camera.channels * config.camera.bits // 8
+    share = {"jpeg": 0.25, "gzip": 0.8, "zstd": 0.8, "none": 1.0}[config.codec]
+    store = plan.height_px * plan.width_px * pixel * share * 4 / 3
+    copies = 2 if config.export.auto else 1
+    frames = len(plan) if config.scan.keep_tiles else min(len(plan), 6 * plan.cols)
+    return int(copies * store + frames * plan.tile_height_px * plan.tile_width_px * pixel)
+
+
+def _journalled(path: Path) -> tuple[str | None, int]:
+    if not path.exists():
+        return None, 0
+    try:
+        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        try:
+            row = db.execute("SELECT value FROM scan WHERE key = 'outcome'").fetchone()
+            done = db.execute("SELECT COUNT(*) FROM tile").fetchone()[0]
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        raise StoreError(f"The journal {path.name} cannot be read ({error}).") from error
+    return (None if row is None else json.loads(row[0])), int(done)

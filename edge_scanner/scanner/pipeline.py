@@ -1,0 +1,104 @@
+"""The threads of one scan, between the same loops that `run_nested` nests.
+
+    scan (the caller) --TileBuffer--> mosaic --chunk buffer--> writers x 2
+
+The first failure is kept as the cause; every blocked wait wakes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from edge_scanner.abort import Abort
+from edge_scanner.buffer import TileBuffer
+from edge_scanner.errors import AbortedError
+from edge_scanner.scanner.scan import Numbered, Scan
+from edge_scanner.tile import Tile
+
+WRITERS = 2
+CHUNK_BUFFER_BYTES = 48 << 20
+
+
+class Pipeline:
+    """Runs one scan with threads.
+
+    Memory bound: `scan.buffer_mb` of tiles and 48 MB of chunks wait between the threads.
+
+    Parameters
+    ----------
+    scan : Scan
+    abort : Abort
+        Ends the scan at once; what was not committed is lost.
+    cancelled : callable
+        Ends acquisition only: the targets left are taken as rejected, and the mosaic is completed without them.
+    on_tile : callable
+        Called in the scan thread with each tile.
+    """
+
+    def __init__(
+        self, scan: Scan, abort: Abort, *, cancelled: Callable[[], bool], on_tile: Callable[[Tile], None]
+    ) -> None:
+        self._scan, self._abort = scan, abort
+        self._cancelled, self._on_tile = cancelled, on_tile
+        self.tiles: TileBuffer[Tile] = TileBuffer(int(scan.config.scan.buffer_mb * 1e6), abort)
+        self._chunks: TileBuffer[Numbered] = TileBuffer(CHUNK_BUFFER_BYTES, abort)
+
+    def run(self) -> None:
+        """Acquire, place and write everything; blocks.
+
+        Raises
+        ------
+        Exception
+            The first failure of any thread.
+        AbortedError
+            When the scan was aborted without a failure.
+        """
+        threads = [threading.Thread(target=self._place, name="mosaic")]
+        threads += [threading.Thread(target=self._write, name=f"writer-{n}") for n in range(WRITERS)]
+        for thread in threads:
+            thread.start()
+        with self._guard():
+            for tile in self._targets():
+                self._on_tile(tile)
+                self.tiles.append(tile)
+            self.tiles.close()
+        for thread in threads:
+            thread.join()
+        if self._abort.cause is not None:
+            raise self._abort.cause
+        self._abort.check()
+        self._scan.finish()
+
+    def _targets(self) -> Iterator[Tile]:
+        try:
+            yield from self._scan.acquire()
+        except AbortedError:
+            if not self._cancelled():
+                raise
+            yield from self._scan.skip("cancelled")
+
+    def _place(self) -> None:
+        with self._guard():
+            for tile in self.tiles:
+                for numbered in self._scan.place(tile):
+                    self._chunks.append(numbered)
+            for numbered in self._scan.end():
+                self._chunks.append(numbered)
+            self._chunks.close()
+
+    def _write(self) -> None:
+        with self._guard():
+            for numbered in self._chunks:
+                self._scan.write(numbered)
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Turn a thread's failure into the scan's."""
+        try:
+            yield
+        except AbortedError:
+            self._abort.set()
+        except BaseException as error:  # noqa: BLE001  every failure of a thread is the scan's
+            self._abort.set(error)

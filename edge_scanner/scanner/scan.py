@@ -1,0 +1,324 @@
+"""One scan: its parts, wired. Plain steps without threads; `run_nested` is the whole scan in one thread."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edge_scanner import __version__
+from edge_scanner import store as stores
+from edge_scanner.acquire import Acquirer
+from edge_scanner.config import Config
+from edge_scanner.devices.rig import Rig
+from edge_scanner.geometry import Position
+from edge_scanner.journal import Journal
+from edge_scanner.mosaic import Mosaic
+from edge_scanner.plan import ScanPlan, ScanRegion, auto_overlap_px
+from edge_scanner.pyramid import Pyramid
+from edge_scanner.record import Records, Timings
+from edge_scanner.register import Registrar
+from edge_scanner.spool import Spool
+from edge_scanner.store.codec import make_codec
+from edge_scanner.store.metadata import Channel, SlideMetadata
+from edge_scanner.tile import Chunk, PlacedTile, Tile, Verdict
+
+COMMIT_CHUNKS = 128
+"""Chunks appended between two commits of the store."""
+
+
+def make_plan(config: Config, region: ScanRegion) -> ScanPlan:
+    """Return the plan that the configuration makes of a region."""
+    camera, optics = config.camera, config.optics
+    side = min(camera.height_px, camera.width_px)
+    if config.scan.overlap == "auto":
+        overlap_px = auto_overlap_px(
+            camera.height_px,
+            camera.width_px,
+            optics.pixel_size_um,
+            field_curvature_um=optics.field_curvature_um,
+            depth_of_field_um=optics.depth_of_field_um,
+            stage_error_um=config.stage_error_um,
+        )
+    else:
+        overlap_px = round(config.scan.overlap * side)
+    return ScanPlan(region, camera.height_px, camera.width_px, optics.pixel_size_um, overlap_px)
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """A chunk with its number in the order of emission."""
+
+    number: int
+    chunk: Chunk
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels held."""
+        return self.chunk.nbytes
+
+
+class _Watermark:
+    """The number below which every chunk has been appended; chunks may finish out of order."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._below = 0
+        self._ahead: set[int] = set()
+
+    def done(self, number: int) -> int:
+        with self._lock:
+            self._ahead.add(number)
+            while self._below in self._ahead:
+                self._ahead.remove(self._below)
+                self._below += 1
+            return self._below
+
+    @property
+    def below(self) -> int:
+        return self._below
+
+
+class _Frames:
+    """The spool as the mosaic sees it: a dropped frame stays until the chunks made from it are durable."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._dropped: deque[tuple[int, int]] = deque()
+        self.emitted = 0
+        self.crop = spool.crop
+
+    def drop(self, index: int) -> None:
+        self._dropped.append((self.emitted, index))
+
+    def release(self, durable: int) -> None:
+        """Drop the frames that only chunks below that number were made from."""
+        while self._dropped and self._dropped[0][0] < durable:
+            self._spool.drop(self._dropped.popleft()[1])
+
+
+class Scan:
+    """The parts of one scan and the steps that move a tile through them.
+
+    `acquire` belongs to one thread, `place` and `end` to one, `write` to any number.
+    Memory bound: `scan.cache_mb` of frames, the registration strips of one scan line, the unfinished chunks of the
+    pyramid.
+
+    Parameters
+    ----------
+    config : Config
+    rig : Rig
+    plan : ScanPlan
+    folder : Path
+        The scan's folder; exists.
+    scan_id : str
+    acquired : str
+        ISO 8601 UTC.
+    wait_if_paused : callable
+    aborted : callable
+    on_stored : callable
+        Told the (level, row, col) of chunks that a reader of the store can see from now on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        rig: Rig,
+        plan: ScanPlan,
+        folder: Path,
+        *,
+        scan_id: str,
+        acquired: str = "",
+        wait_if_paused: Callable[[], None] = lambda: None,
+        aborted: Callable[[], bool] = lambda: False,
+        on_stored: Callable[[list[tuple[int, int, int]]], object] = lambda _: None,
+    ) -> None:
+        self.config, self.plan, self.folder, self.scan_id = config, plan, folder, scan_id
+        self.frame = plan.frame()
+        self.records, self.timings = Records(), Timings()
+        dtype: np.dtype[np.generic] = np.dtype(np.uint8 if config.camera.bits == 8 else np.uint16)
+        channels, fill, chunk_px = config.camera.channels, config.fill_value, config.mosaic.chunk_px
+        self.acquirer = Acquirer(rig, config, wait_if_paused=wait_if_paused, aborted=aborted)
+        self.registrar = Registrar(
+            plan, self.frame, stage_error_um=config.stage_error_um, enabled=config.mosaic.registration
+        )
+        keep = config.scan.keep_tiles
+        self.spool = Spool(folder / ("tiles" if keep else "spool"), int(config.scan.cache_mb * 1e6), keep=keep)
+        self._frames = _Frames(self.spool)
+        self.mosaic = Mosaic(
+            plan,
+            self.frame,
+            self._frames,
+            margin_px=self._margin_px(),
+            channels=channels,
+            dtype=dtype,
+            fill=fill,
+            feather_px=config.mosaic.feather_px,
+            cubic=config.mosaic.placement == "cubic",
+            chunk_px=chunk_px,
+        )
+        self.store = stores.create(
+            folder / "slide.ome.zarr",
+            height_px=self.frame.height_px,
+            width_px=self.frame.width_px,
+            channels=channels,
+            dtype=dtype,
+            codec=make_codec(config),
+            fill_value=fill,
+            metadata=slide_metadata(config, plan, scan_id, acquired),
+            chunk_px=chunk_px,
+        )
+        shapes = [(level.height_px, level.width_px) for level in self.store.levels]
+        self.pyramid = Pyramid(shapes, channels=channels, dtype=dtype, fill=fill, chunk_px=chunk_px)
+        self.journal = Journal(folder / "journal.sqlite")
+        self._on_stored = on_stored
+        self._seen: set[int] = set()
+        self._watermark = _Watermark()
+        self._commit_lock = threading.Lock()
+        self._durable = 0
+
+    def acquire(self) -> Iterator[Tile]:
+        """Yield a tile for each target of the plan, in order."""
+        for tile in self.acquirer.run(self.plan):
+            self._seen.add(tile.index)
+            yield tile
+
+    def skip(self, reason: str) -> Iterator[Tile]:
+        """Yield a rejected tile for each target that has not been heard of: a cancelled scan is completed so."""
+        for target in self.plan:
+            if target.index not in self._seen:
+                position = Position(target.x_um, target.y_um, self.config.focus.z_start_um)
+                yield Tile(
+                    target.index, target.row, target.col, position, None, None, None, Verdict.REJECTED, 0, reason
+                )
+
+    def place(self, tile: Tile) -> Iterator[Numbered]:
+        """Take a tile in and yield the chunks that it finished."""
+        self._frames.release(self._durable)
+        self.timings.add_all(tile.timings_ms)
+        self.records.tile(tile)
+        self.journal.tile(tile)
+        if tile.pixels is not None:
+            with self._timed("spool"):
+                self.spool.put(tile.index, tile.pixels)
+        with self._timed("register"):
+            placed = self.registrar.add(tile)
+        yield from self._chunks(placed)
+
+    def end(self) -> Iterator[Numbered]:
+        """Yield the chunks that were waiting for the last tiles."""
+        yield from self._chunks(self.registrar.finish())
+
+    def write(self, numbered: Numbered) -> None:
+        """Encode a chunk and append it to the store; commits every now and then."""
+        with self._timed("encode"):
+            encoded = self.store.encode(numbered.chunk)
+        with self._timed("write"):
+            self.store.append(encoded)
+            if self._watermark.done(numbered.number) - self._durable >= COMMIT_CHUNKS:
+                self.commit()
+
+    def commit(self) -> None:
+        """Make what was appended durable and visible, in this order: bytes, journal, index; then free the spool."""
+        with self._commit_lock:
+            below = self._watermark.below
+            parts = self.store.commit(self.journal.parts)
+            self._durable = below
+        if parts:
+            self._on_stored(sorted({(p.level, p.row, p.col) for p in parts}))
+
+    def finish(self) -> None:
+        """Commit the rest and check that nothing waits for ever."""
+        self.commit()
+        if not (self.mosaic.complete and self.pyramid.complete):
+            raise AssertionError("the scan ended while chunks were waiting")
+
+    def close(self) -> None:
+        """Close the files; the scan may be complete or not."""
+        self.journal.close()
+        self.store.close()
+        if self.mosaic.complete:
+            self._frames.release(self._durable)
+            self.spool.close()
+
+    def _chunks(self, placed: Iterable[PlacedTile]) -> Iterator[Numbered]:
+        for place in placed:
+            self.records.place(place)
+            self.journal.place(place)
+            for chunk in self._timed_each("mosaic", self.pyramid.cascade(self.mosaic.add(place))):
+                number = self._frames.emitted
+                self._frames.emitted += 1
+                yield Numbered(number, chunk)
+
+    def _timed_each(self, stage: str, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        while True:
+            with self._timed(stage):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def _margin_px(self) -> int:
+        if not self.config.mosaic.registration:
+            return 1
+        return math.ceil(4 * self.config.stage_error_um / self.plan.pixel_size_um) + 8
+
+    def _timed(self, stage: str) -> _Timed:
+        return _Timed(self.timings, stage)
+
+
+class _Timed:
+    def __init__(self, timings: Timings, stage: str) -> None:
+        self._timings, self._stage = timings, stage
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._timings.add(self._stage, (time.perf_counter() - self._began) * 1000)
+
+
+def run_nested(scan: Scan) -> None:
+    """Run a whole scan as nested loops in the calling thread; the pixels are those of the daemon, bit for bit."""
+    for tile in scan.acquire():
+        for numbered in scan.place(tile):
+            scan.write(numbered)
+    for numbered in scan.end():
+        scan.write(numbered)
+    scan.finish()
+
+
+def slide_metadata(config: Config, plan: ScanPlan, scan_id: str, acquired: str) -> SlideMetadata:
+    """Return what the slide's files say about this scan."""
+    camera, optics = config.camera, config.optics
+    brightfield = config.illumination.brightfield
+    channel = Channel(
+        "Brightfield" if brightfield else "Fluorescence",
+        exposure_ms=camera.exposure_ms,
+        emission_nm=None if brightfield else config.illumination.wavelength_um * 1000,
+    )
+    return SlideMetadata(
+        name=scan_id,
+        pixel_size_um=plan.pixel_size_um,
+        channels=(channel,),
+        acquired=acquired,
+        origin_x_um=plan.region.x_mm * 1000,
+        origin_y_um=plan.region.y_mm * 1000,
+        magnification=optics.magnification,
+        numerical_aperture=optics.numerical_aperture,
+        immersion=optics.immersion,
+        software=f"edge-scanner {__version__}",
+        settings={
+            "overlap_px": str(plan.overlap_px),
+            "tile_px": f"{plan.tile_width_px}x{plan.tile_height_px}",
+            "focus_mode": config.focus.mode,
+            "placement": config.mosaic.placement,
+            "codec": config.codec,
+        },
+    )
