@@ -29,6 +29,9 @@ DISTINCT = 0.1
 SIGNIFICANT = 8.0
 """The same in standard deviations of the score's noise."""
 
+FLAT_DEPTHS = 7.0
+"""A curve that does not fall within so many depths of field has no peak worth looking for."""
+
 SAME_Z_UM = 0.02
 """Two z closer than this are the same place."""
 
@@ -89,7 +92,7 @@ class _Curve:
         return (a + b) / 2 - left / (2 * bend) if bend > 0 else None
 
     def foretold(self) -> float | None:
-        """Return the peak by the three z next to each other that end at the best one's side of the search."""
+        """Return the peak that the best and the two frames nearest to it foretell; None when they do not."""
         if len(self.scores) < 3:
             return None
         a, b, c = sorted(sorted(self.scores, key=lambda z: abs(z - self.best_um))[:3])
@@ -107,10 +110,11 @@ class ClassicalFocus:
 
     def __init__(self, config: Config) -> None:
         self._range_um = config.focus.range_um
-        self._step_um = config.focus.step_um
+        self._step_um = max(config.focus.step_um, config.optics.depth_of_field_um)
         self._max_frames = config.focus.max_frames
         self._limits = config.stage.limits
         self._tolerance_um = config.optics.depth_of_field_um / 3
+        self._flat_um = FLAT_DEPTHS * config.optics.depth_of_field_um
 
     def run(self, z_start_um: float, snap: Snap, surface_known: bool, first: Frame | None = None) -> FocusOutcome:
         """Climb to the sharpest frame; see `Focus.run`.
@@ -143,7 +147,8 @@ class ClassicalFocus:
         while True:
             below, above = curve.flanks()
             if below is None or above is None:
-                if not curve.take(self._onward(curve, step_um, below, above)):
+                flat = below is above and max(curve.scores) - min(curve.scores) > self._flat_um
+                if flat or not curve.take(self._onward(curve, step_um, below, above)):
                     return None
                 continue
             peak = curve.peak((below, curve.best_um, above))

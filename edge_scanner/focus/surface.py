@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PLANE_POINTS = 256
-"""The plane is fitted to the last so many points; a bound on the work of one prediction."""
+"""The plane is fitted to the nearest so many points; a bound on the work of one prediction."""
 
 NEIGHBOURS = 6
 """Points whose departure from the plane corrects it locally."""
