@@ -23,14 +23,13 @@ KINDS = {
     "gzip uint16 4 channels": {"codec": Gzip(), "dtype": "uint16", "channels": 4, "described": planes(4)},
     "zstd mono": {"codec": Zstd(), "channels": 1, "fill_value": 0},
 }
-LOSSLESS = [kind for kind in KINDS if kind != "jpeg"]
 HOLE = (0, 1, 2)
 
 
-@pytest.fixture(params=KINDS)
-def slide(request: pytest.FixtureRequest, tmp_path: Path) -> SlideStore:
+@pytest.fixture(scope="module", params=KINDS)
+def slide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
     """Return a slide of odd size with one chunk that was never scanned."""
-    store = new_store(tmp_path / "s.ome.zarr", **KINDS[request.param])
+    store = new_store(tmp_path_factory.mktemp("slide") / "s.ome.zarr", **KINDS[request.param])
     write(store, [place for place in places(store) if place != HOLE])
     store.commit()
     return store
