@@ -41,6 +41,7 @@ class SlideSpecimen(Specimen):
         self._path = path
         self._page = page = _level0(path)
         self._samples = 1 if page.planarconfig == 1 else page.samplesperpixel
+        self._palette = None if page.photometric != 3 else np.asarray(page.colormap)
         self._part = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
         self._grid = -(-page.imagelength // self._part[0]), -(-page.imagewidth // self._part[1])
         self._cache: OrderedDict[tuple[int, int], RgbImage] = OrderedDict()
@@ -89,8 +90,8 @@ class SlideSpecimen(Specimen):
     def _colour(self, pixels: NDArray[Any]) -> RgbImage:
         if self._page.photometric == 0:
             pixels = np.invert(pixels)
-        elif self._page.photometric == 3:
-            pixels = np.moveaxis(self._page.colormap[:, pixels[..., 0]], 0, -1)
+        elif self._palette is not None:
+            pixels = np.moveaxis(self._palette[:, pixels[..., 0]], 0, -1)
         return rgb8(pixels, self._path)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_scanner.geometry import Box
-from edge_scanner.sim.anatomy import Anatomy
+from edge_scanner.sim.anatomy import STEP, Anatomy, Survey
 from edge_scanner.sim.lattice import Field, enlarged, grain
 from edge_scanner.sim.nuclei import draw_nuclei
 from edge_scanner.sim.picture import RgbImage, Specimen
@@ -18,7 +18,6 @@ from edge_scanner.sim.picture import RgbImage, Specimen
 BLOCK = 512
 MEMORY_BOUND = 48 << 20
 GLASS = 245
-_STEP = 8
 _PERIOD = 1024
 _HAEMATOXYLIN = (0.62, 0.72, 0.34)
 _EOSIN = (0.10, 0.86, 0.42)
@@ -42,9 +41,9 @@ class TissueSpecimen(Specimen):
         height, width = (max(1, round(n / pixel_size_um)) for n in (height_um, width_um))
         super().__init__(height, width, pixel_size_um, GLASS)
         self._seed = seed * 101 & 0xFFFFFFF
-        self._grain = max(1, round(0.5 / pixel_size_um))
-        self._anatomy = Anatomy(self._seed, height, width, self._grain)
-        self._streaks = _streaks(seed, self._grain)
+        self._scale = max(1, round(0.5 / pixel_size_um))
+        self._anatomy = Anatomy(self._seed, height, width, self._scale)
+        self._streaks = _streaks(seed, self._scale)
         self._stain = _stain_table()
         self._blocks: OrderedDict[tuple[int, int], RgbImage] = OrderedDict()
 
@@ -69,32 +68,32 @@ class TissueSpecimen(Specimen):
         return block
 
     def _paint(self, y0: int, x0: int) -> RgbImage:
-        at = np.arange(-2, BLOCK // _STEP + 2) * _STEP + (_STEP - 1) / 2
-        y, x = np.meshgrid(y0 + at, x0 + at, indexing="ij")
-        deep = self._anatomy.inside(y, x)
-        if deep.max() < -0.1:
+        if self._anatomy.outside(y0, x0, BLOCK):
             return np.full((BLOCK, BLOCK, 3), GLASS, np.uint8)
+        plan = self._anatomy.survey(y0, x0, BLOCK)
         fine = grain(self._seed + 31, 2, y0, x0, BLOCK)
         medium = grain(self._seed + 32, 8, y0, x0, BLOCK)
         coarse = grain(self._seed + 33, 32, y0, x0, BLOCK)
-        gland = _up(self._anatomy.gland(y, x)) + (medium - 0.5) * 0.06
-        lumen = _up(self._anatomy.lumen(y, x))
-        across, along = self._anatomy.fibre(y, x)
-        fibres = self._fibres(_up(across.astype(np.float32)), _up(along.astype(np.float32)))
-        section = _ramp(_up(deep) * 60 + (coarse - 0.5) * 2 + (medium - 0.5))
-        nuclei = draw_nuclei(self._anatomy, y0, x0, BLOCK)
+        gland = self._up(plan, plan.gland) + (medium - 0.5) * 0.06
+        section = _ramp(self._up(plan, plan.deep) * 60 + (coarse - 0.5) * 2 + (medium - 0.5))
+        nuclei = draw_nuclei(self._seed, self._scale, plan, y0, x0, BLOCK)
         nuclei *= 0.72 + 0.56 * grain(self._seed + 34, 4, y0, x0, BLOCK)
-        eosin, blue = self._stroma(fibres, coarse, fine)
-        self._glands(eosin, blue, gland, lumen, medium, fine)
+        eosin, blue = self._stroma(self._fibres(plan), coarse, fine)
+        self._glands(eosin, blue, gland, self._up(plan, plan.lumen), medium, fine)
         eosin *= section * (1 - 0.45 * np.minimum(nuclei, 1))
         blue += 0.62 * nuclei
         blue *= section
         return self._dye(blue, eosin)
 
-    def _fibres(self, across: Field, along: Field) -> Field:
-        return np.asarray(
-            cv2.remap(self._streaks, along % _PERIOD, across % _PERIOD, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-        )
+    @staticmethod
+    def _up(plan: Survey, field: Field) -> Field:
+        return enlarged(field, STEP, plan.margin)
+
+    def _fibres(self, plan: Survey) -> Field:
+        """Return the fibres' share of each pixel: a texture of streaks laid along the plan's wavy coordinates."""
+        near = (f - np.floor(f.min() / _PERIOD) * _PERIOD for f in (plan.along, plan.across))
+        along, across = (self._up(plan, f) for f in near)
+        return np.asarray(cv2.remap(self._streaks, along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP))
 
     @staticmethod
     def _stroma(fibres: Field, coarse: Field, fine: Field) -> tuple[Field, Field]:
@@ -111,26 +110,26 @@ class TissueSpecimen(Specimen):
         mucin = np.clip((gland - lumen) / (0.98 - lumen), 0, 1)
         cell = 0.09 + 0.14 * mucin + 0.08 * (medium - 0.5) + 0.05 * (fine - 0.5)
         tint = 0.05 + 0.09 * mucin + 0.05 * (medium - 0.5)
-        membrane = np.exp(-(((gland - 1.02) * 34) ** 2)) * 0.12
-        rim = np.exp(-(((gland - lumen) * 40) ** 2)) * 0.10 * within
+        membrane = _ridge(gland - 1.02, 0.05) * 0.12
+        rim = _ridge(gland - lumen, 0.045) * within * 0.10
         clear = 1 - hollow
         eosin += within * (cell * clear + 0.012 * hollow - eosin) + membrane + rim
         blue += within * (tint * clear + 0.006 * hollow - blue)
 
     def _dye(self, blue: Field, eosin: Field) -> RgbImage:
         """Return the colour of two stain maps by the Beer-Lambert law."""
-        index = np.clip(blue / _STAIN_UNIT, 0, 255).astype(np.uint16) << 8
-        index |= np.clip(eosin / _STAIN_UNIT, 0, 255).astype(np.uint16)
-        return np.asarray(self._stain[index])
-
-
-def _up(samples: NDArray[np.float32]) -> Field:
-    return enlarged(samples, _STEP, 2)
+        high, low = (cv2.convertScaleAbs(stain, alpha=1 / _STAIN_UNIT) for stain in (blue, eosin))
+        return np.asarray(np.take(self._stain, high.astype(np.uint16) << 8 | low, axis=0))
 
 
 def _ramp(values: NDArray[Any]) -> Field:
     """Return values clipped to 0..1."""
     return np.asarray(np.clip(values, 0, 1))
+
+
+def _ridge(off: Field, width: float) -> Field:
+    """Return a ridge of height 1 where `off` is zero, gone beyond `width`."""
+    return np.asarray(np.maximum(0, 1 - (off * (1 / width)) ** 2))
 
 
 def _streaks(seed: int, scale: int) -> Field:
