@@ -1,7 +1,7 @@
 """How good the mosaic is: the seam step on tile borders, and the PSNR against a known specimen.
 
 One pass over the stored level 0 in bands of a chunk row, so each chunk is decoded once.
-Bound: one band with its margin, as luminance and as pixels.
+Bound: one band with its margin as luminance, one block of it as pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ PIECE_PX = 64
 SIDE_PX = 3
 SHIFTS_PX = (-16, -14, -12, -10, -8, 8, 10, 12, 14, 16)
 MARGIN_PX = 16 + SIDE_PX
+BLOCK_PX = 2048
 MAX_PIXELS = 600_000_000
+"""A larger canvas is sampled: every n-th band."""
+EQUAL_DB = 100.0
 
 Luminance = NDArray[np.float32]
 
@@ -75,26 +78,43 @@ def measure(
         255 or 65535.
     """
     seams = _Seams(canvas, list(tiles), 255.0 / full_scale)
-    squares, count = 0.0, 0
-    for band, pixels in _bands(store, canvas):
-        image = pixels.astype(np.float32)
-        if truth is not None:
-            image -= truth(band)
-            squares += float(np.vdot(image, image))
-            count += pixels.size
-        seams.add(band, _luminance(image))
-    psnr = None
-    if truth is not None and count:
-        psnr = 100.0 if squares == 0 else min(100.0, 10 * math.log10(full_scale**2 * count / squares))
-    return Quality(seams.step(), psnr)
+    noise = _Noise(full_scale)
+    for band in _bands(store, canvas):
+        grey = np.empty((band.height, band.width), np.float32)
+        for x in range(0, band.width, BLOCK_PX):
+            block = Box(band.y0, x, band.y1, min(x + BLOCK_PX, band.x1))
+            image = store.read(0, block).astype(np.float32)
+            if truth is not None:
+                image -= truth(block)
+                noise.add(image)
+            grey[:, x : block.x1] = _luminance(image)
+        seams.add(band, grey)
+    return Quality(seams.step(), noise.psnr_db())
 
 
-def _bands(store: Level0, canvas: Box) -> Iterator[tuple[Box, Pixels]]:
-    rows = range(0, canvas.height, store.chunk_px)
+def _bands(store: Level0, canvas: Box) -> Iterator[Box]:
     skip = max(1, math.ceil(canvas.height * canvas.width / MAX_PIXELS))
-    for y in rows[::skip]:
-        band = Box(y, 0, min(y + store.chunk_px, canvas.y1), canvas.x1)
-        yield band, store.read(0, band)
+    for y in range(0, canvas.height, store.chunk_px * skip):
+        yield Box(y, 0, min(y + store.chunk_px, canvas.y1), canvas.x1)
+
+
+class _Noise:
+    """Mean square of the differences from the specimen."""
+
+    def __init__(self, full_scale: float) -> None:
+        self._full_scale = full_scale
+        self._squares, self._count = 0.0, 0
+
+    def add(self, difference: Luminance) -> None:
+        self._squares += float(np.vdot(difference, difference))
+        self._count += difference.size
+
+    def psnr_db(self) -> float | None:
+        if not self._count:
+            return None
+        if self._squares == 0:
+            return EQUAL_DB
+        return min(EQUAL_DB, 10 * math.log10(self._full_scale**2 * self._count / self._squares))
 
 
 def _luminance(pixels: Luminance) -> Luminance:

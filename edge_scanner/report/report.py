@@ -119,6 +119,7 @@ def build_report(
     """Return the report's figures; see `write_report`."""
     by = {verdict: [r for r in records if r.tile.verdict is verdict] for verdict in Verdict}
     focused = [r.tile.focus for r in by[Verdict.ACCEPTED] if r.tile.focus]
+    tested = config.focus.mode != "off"
     placed = [r for r in records if r.placed and r.tile.verdict is not Verdict.REJECTED]
     registered = [r for r in placed if r.placed and r.placed.registered]
     quality = _quality(config, plan, frame, store, placed)
@@ -132,7 +133,7 @@ def build_report(
         blank=len(by[Verdict.BLANK]),
         rejected=len(by[Verdict.REJECTED]) + len(plan) - len(records),
         frames_per_tile=_round(np.mean([f.frames for f in focused])) if focused else None,
-        in_focus_share=_round(np.mean([f.in_focus for f in focused]), 4) if focused else None,
+        in_focus_share=_round(np.mean([f.in_focus for f in focused]), 4) if focused and tested else None,
         coverage=round(run.coverage, 6),
         holes=[_hole(r, plan) for r in by[Verdict.REJECTED]],
         seam_step=_round(quality.seam_step),
