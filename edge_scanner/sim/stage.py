@@ -77,9 +77,9 @@ class SimStage(Stage):
         self._clock = clock
         self._halted = threading.Event()
         self._halted_s = math.inf
-        self._opened = self._known = False
+        self._opened = self._known = self._homing = False
         limits = self._limits
-        somewhere = Position(0.7 * limits.x_max_um, 0.6 * limits.y_max_um, 0.1 * limits.z_max_um)
+        somewhere = Position(min(5000.0, limits.x_max_um), min(3000.0, limits.y_max_um), min(50.0, limits.z_max_um))
         self._move = _Move(-math.inf, somewhere, somewhere, somewhere, somewhere, _NOWHERE, _NOWHERE)
 
     @property
@@ -113,7 +113,9 @@ class SimStage(Stage):
         )
         landed, off = self._landed(reference, reference), self._error_at(reference)
         self._move = _Move(self._clock.now_s(), carried, reference, carried, landed, error, off)
+        self._homing = True
         self._sleep(self._left_s() + HOME_EXTRA_S)
+        self._homing = False
         self._known = True
         if self._halted.is_set():
             self._known = False
@@ -131,8 +133,8 @@ class SimStage(Stage):
         return Position(carried.x_um + error.x_um, carried.y_um + error.y_um, carried.z_um)
 
     def busy(self) -> bool:
-        """Tell whether a move is under way; True while closed."""
-        return not self._opened or (self._left_s() > 0 and not self._halted.is_set())
+        """Tell whether a move or homing is under way; True while closed."""
+        return not self._opened or (not self._halted.is_set() and (self._homing or self._left_s() > 0))
 
     def start_move(self, target: Position) -> None:
         """Start a move from wherever the stage is now."""
@@ -186,13 +188,15 @@ class SimStage(Stage):
         return max(0.0, move.began_s + longest - self._clock.now_s())
 
     def _between(self, start: Position, target: Position) -> Position:
-        elapsed = min(self._clock.now_s(), self._halted_s) - self._move.began_s
-        return Position(
-            *(
-                b if a == b else a + math.copysign(profile(abs(b - a), elapsed, self._speed, self._acceleration), b - a)
-                for a, b in zip(_axes(start), _axes(target), strict=True)
-            )
-        )
+        """Return a place on the way; all coordinates go in step with the commanded ones."""
+        move = self._move
+        elapsed = min(self._clock.now_s(), self._halted_s) - move.began_s
+        there = []
+        for a, b, start_um, target_um in zip(*map(_axes, (start, target, move.start, move.target)), strict=True):
+            distance = abs(target_um - start_um)
+            gone = profile(distance, elapsed, self._speed, self._acceleration)
+            there.append(b if gone >= distance else a + (b - a) * gone / distance)
+        return Position(*there)
 
     def _carried(self) -> Position:
         return self._between(self._move.carried_start, self._move.carried_target)
