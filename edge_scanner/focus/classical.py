@@ -78,7 +78,7 @@ class _Curve:
         """Return the nearest z below and above the best where the score is distinctly lower."""
         best = self.scores[self.best_um]
         enough = best - max(DISTINCT * best, SIGNIFICANT * self.error)
-        lower = [z for z, score in self.scores.items() if score <= enough]
+        lower = [z for z, score in self.scores.items() if score < enough]
         below = max((z for z in lower if z < self.best_um), default=None)
         return below, min((z for z in lower if z > self.best_um), default=None)
 

@@ -43,7 +43,7 @@ def sharpness(pixels: Pixels) -> float:
     -------
     float
         Mean product of the gradients of both directions over the squared mean, so independent of exposure. Zero on
-        average on featureless frames, where it may be slightly negative; 0 for black or tiny frames.
+        average on featureless frames, where it may be slightly negative; 0 for black ones.
     """
     energy, count, total = 0.0, 0, 0.0
     for top in range(0, pixels.shape[0] - 2, BAND_EVERY_PX):
