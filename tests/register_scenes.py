@@ -5,7 +5,7 @@ Independent of the simulator: a tile is a crop of the picture, resampled by a 16
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -106,7 +106,7 @@ class Scene:
         """Return the share of the true overlap that is not glass."""
         h, w = self.plan.tile_height_px, self.plan.tile_width_px
         low = np.maximum(self.truth[a], self.truth[b]).astype(int) + self.margin
-        high = (np.minimum(self.truth[a], self.truth[b]) + [h, w]).astype(int) + self.margin
+        high = np.minimum(self.truth[a], self.truth[b]).astype(int) + np.array([h, w]) + self.margin
         part = self.picture[low[0] : high[0], low[1] : high[1]].mean(axis=2)
         return float((part < GLASS - 10).mean())
 
@@ -121,6 +121,8 @@ def scene(
     seed: int = 0,
     picture: np.ndarray | None = None,
     turn_deg: float = 0.0,
+    scale: float = 1.0,
+    backlash_px: float = 0.0,
     noise: float = 1.0,
     lamp: float = 0.0,
     shading: float = 0.0,
@@ -129,6 +131,7 @@ def scene(
     dtype: str = "uint8",
     channels: int = 3,
     told_error_px: float | None = None,
+    lost: Mapping[int, tuple[float, float]] | None = None,
 ) -> Scene:
     """Cut a scan of rows x cols tiles; the stage's error is normal, clipped at three sigma an axis."""
     rng = np.random.default_rng(seed)
@@ -136,20 +139,22 @@ def scene(
     size = ((rows - 1) * (h - o) + h, (cols - 1) * (w - o) + w)
     plan = ScanPlan(ScanRegion(0, 0, size[1] / 1000 * 0.5, size[0] / 1000 * 0.5), h, w, 0.5, o)
     assert (plan.rows, plan.cols) == (rows, cols)
-    margin = int(4 * stage_error_px + 2 * HALF_TAPS + abs(turn_deg) / 57 * max(size)) + 8
+    skew = (abs(turn_deg) / 57 + abs(scale - 1)) * max(size)
+    margin = int(4 * stage_error_px + 2 * HALF_TAPS + skew + abs(backlash_px)) + 30
     whole = mirrored(textured(1200, 1200, seed) if picture is None else picture, *(n + 2 * margin for n in size))
     if glass:
         whole = with_glass(whole, glass, seed, glass_blob_px)
     turn = np.deg2rad(turn_deg)
-    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    rotation = scale * np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     middle = np.array(size) / 2
     y, x = np.mgrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j]
     shade = (1 - shading * (y**2 + x**2) / 2)[..., None].astype(np.float32)
     tiles, truth = [], []
     for target in plan:
-        centre = np.array(plan.corner_px(target.row, target.col)) + [h / 2, w / 2]
+        centre = np.add(plan.corner_px(target.row, target.col), [h / 2, w / 2])
         error = np.clip(rng.normal(0, 1, 2), -3, 3) * stage_error_px
         corner = rotation @ (centre - middle) + middle - [h / 2, w / 2] + error
+        corner += np.add([0, backlash_px * (target.row % 2)], (lost or {}).get(target.index, (0, 0)))
         truth.append(corner)
         pixels = sampled(whole, *(corner + margin), h, w) * shade * (1 + rng.uniform(-lamp, lamp))
         pixels = pixels + noise * rng.standard_normal(pixels.shape, np.float32) if noise else pixels
@@ -157,8 +162,6 @@ def scene(
         scale = 1 if dtype == "uint8" else 256
         pixels = np.clip(np.rint(pixels * scale), 0, np.iinfo(dtype).max).astype(dtype)
         position = Position(target.x_um, target.y_um, 0.0)
-        tiles.append(
-            Tile(target.index, target.row, target.col, position, position, pixels, None, Verdict.ACCEPTED)
-        )
+        tiles.append(Tile(target.index, target.row, target.col, position, position, pixels, None, Verdict.ACCEPTED))
     told = stage_error_px if told_error_px is None else told_error_px
     return Scene(plan, np.array(truth), tiles, told, margin, whole)

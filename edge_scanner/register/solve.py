@@ -112,7 +112,8 @@ def _sweep(diagonal: Array, bonds: dict[tuple[int, int], float], right: Array) -
     levels = _levels(len(diagonal), bonds)
     where = {node: (at, slot) for at, level in enumerate(levels) for slot, node in enumerate(level)}
     own = [np.diag(diagonal[level]) for level in levels]
-    ahead = [np.zeros((len(a), len(b))) for a, b in zip(levels, [*levels[1:], []], strict=True)]
+    sizes = [*map(len, levels), 0]
+    ahead = [np.zeros((sizes[at], sizes[at + 1])) for at in range(len(levels))]
     for (here, there), value in bonds.items():
         (at, i), (beside, j) = where[here], where[there]
         if at == beside:
