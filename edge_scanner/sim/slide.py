@@ -102,7 +102,7 @@ def _level0(path: Path) -> tifffile.TiffPage:
             page = tif.series[0].levels[0].pages[0].keyframe
             size = tif.filehandle.size
             ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True) if n]
-            page.decode  # noqa: B018 - builds and keeps the decoder while the file is open
+            _ = page.decode, page.jpegtables, page.colormap  # read and kept while the file is open
     except (tifffile.TiffFileError, struct.error, IndexError, AttributeError, ValueError, KeyError) as error:
         raise SourceError(f"{path} is not a TIFF that can be read ({error}).", "Copy or convert it again.") from error
     if not ends or max(ends) > size:

@@ -27,7 +27,7 @@ _STAIN_UNIT = 1.6 / 255
 class TissueSpecimen(Specimen):
     """Seeded tissue; every pixel is a pure function of seed, size and place.
 
-    Memory bound: 48 MiB of finished blocks, least recently used first out, and one texture of 4 MiB.
+    Memory bound: 48 MiB of finished blocks, least recently used first out, and one texture of 9 MiB.
 
     Parameters
     ----------
@@ -74,15 +74,18 @@ class TissueSpecimen(Specimen):
         fine = grain(self._seed + 31, 2, y0, x0, BLOCK)
         medium = grain(self._seed + 32, 8, y0, x0, BLOCK)
         coarse = grain(self._seed + 33, 32, y0, x0, BLOCK)
-        gland = self._up(plan, plan.gland) + (medium - 0.5) * 0.06
-        section = _ramp(self._up(plan, plan.deep) * 60 + (coarse - 0.5) * 2 + (medium - 0.5))
         nuclei = draw_nuclei(self._seed, self._scale, plan, y0, x0, BLOCK)
         nuclei *= 0.72 + 0.56 * grain(self._seed + 34, 4, y0, x0, BLOCK)
         eosin, blue = self._stroma(self._fibres(plan), coarse, fine)
-        self._glands(eosin, blue, gland, self._up(plan, plan.lumen), medium, fine)
-        eosin *= section * (1 - 0.45 * np.minimum(nuclei, 1))
+        if plan.gland.min() < 1.2:
+            gland = self._up(plan, plan.gland) + (medium - 0.5) * 0.06
+            self._glands(eosin, blue, gland, self._up(plan, plan.lumen), medium, fine)
+        eosin *= 1 - 0.45 * np.minimum(nuclei, 1)
         blue += 0.62 * nuclei
-        blue *= section
+        if plan.deep.min() < 0.05:
+            section = _ramp(self._up(plan, plan.deep) * 60 + (coarse - 0.5) * 2 + (medium - 0.5))
+            eosin *= section
+            blue *= section
         return self._dye(blue, eosin)
 
     @staticmethod
@@ -93,7 +96,8 @@ class TissueSpecimen(Specimen):
         """Return the fibres' share of each pixel: a texture of streaks laid along the plan's wavy coordinates."""
         near = (f - np.floor(f.min() / _PERIOD) * _PERIOD for f in (plan.along, plan.across))
         along, across = (self._up(plan, f) for f in near)
-        return np.asarray(cv2.remap(self._streaks, along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP))
+        streaks = cv2.remap(self._streaks, along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+        return np.asarray(streaks * np.float32(1 / 255))
 
     @staticmethod
     def _stroma(fibres: Field, coarse: Field, fine: Field) -> tuple[Field, Field]:
@@ -105,16 +109,16 @@ class TissueSpecimen(Specimen):
     @staticmethod
     def _glands(eosin: Field, blue: Field, gland: Field, lumen: Field, medium: Field, fine: Field) -> None:
         """Paint epithelium and lumen over the stroma, in place."""
-        within = _ramp((1.0 - gland) * 22 + 0.5)
-        hollow = _ramp((lumen - gland) * 26 + 0.5)
-        mucin = np.clip((gland - lumen) / (0.98 - lumen), 0, 1)
-        cell = 0.09 + 0.14 * mucin + 0.08 * (medium - 0.5) + 0.05 * (fine - 0.5)
-        tint = 0.05 + 0.09 * mucin + 0.05 * (medium - 0.5)
+        inward = gland - lumen
+        within = _ramp(22.5 - 22 * gland)
+        clear = _ramp(inward * 26 + 0.5)
+        mucin = _ramp(inward / (0.98 - lumen))
+        cell = 0.14 * mucin + 0.08 * medium + 0.05 * fine + 0.025
+        tint = 0.09 * mucin + 0.05 * medium + 0.025
         membrane = _ridge(gland - 1.02, 0.05) * 0.12
-        rim = _ridge(gland - lumen, 0.045) * within * 0.10
-        clear = 1 - hollow
-        eosin += within * (cell * clear + 0.012 * hollow - eosin) + membrane + rim
-        blue += within * (tint * clear + 0.006 * hollow - blue)
+        rim = _ridge(inward, 0.045) * within * 0.10
+        eosin += within * (cell * clear + 0.012 - eosin) + membrane + rim
+        blue += within * (tint * clear + 0.006 - blue)
 
     def _dye(self, blue: Field, eosin: Field) -> RgbImage:
         """Return the colour of two stain maps by the Beer-Lambert law."""
@@ -132,8 +136,8 @@ def _ridge(off: Field, width: float) -> Field:
     return np.asarray(np.maximum(0, 1 - (off * (1 / width)) ** 2))
 
 
-def _streaks(seed: int, scale: int) -> Field:
-    """Return a periodic texture of thin streaks along x, (1024, 1024), 0 to 1."""
+def _streaks(seed: int, scale: int) -> NDArray[np.uint8]:
+    """Return three by three periods of a texture of thin streaks along x, (3072, 3072) uint8."""
     noise = np.random.default_rng([seed, 0x71551E]).standard_normal((_PERIOD, _PERIOD)).astype(np.float32)
     f = np.fft.fftfreq(_PERIOD)
     bands = [
@@ -144,7 +148,7 @@ def _streaks(seed: int, scale: int) -> Field:
     ]
     texture = np.fft.ifft2(np.fft.fft2(noise) * sum(bands)).real
     low, high = np.percentile(texture, (1, 99))
-    return np.asarray(np.clip((texture - low) / (high - low), 0, 1), np.float32)
+    return np.tile(np.clip((texture - low) / (high - low) * 255, 0, 255).astype(np.uint8), (3, 3))
 
 
 def _stain_table() -> NDArray[np.uint8]:
