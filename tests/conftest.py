@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +17,7 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real slides (../shared/data or EDGE_SCANNER_DATA) are not here")
     return folder
+
+
+settings.register_profile("project", deadline=None, max_examples=50)
+settings.load_profile("project")

@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 
-import click
 import typer
 
 from edge_scanner import __version__
@@ -21,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+_WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+"""The root of typer's usage errors, which typer itself does not name."""
 
 
 def _version(wanted: bool) -> None:
@@ -50,13 +52,11 @@ def main() -> int:
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     try:
         code = typer.main.get_command(app).main(standalone_mode=False)
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.Abort:
+    except typer.Abort:
         complain("Cancelled.")
         return EXIT_CANCELLED
-    except click.ClickException as error:
-        error.show()
+    except _WRONG_USAGE as error:
+        error.show()  # type: ignore[attr-defined]
         return EXIT_USAGE
     except ScannerError as error:
         complain(str(error))

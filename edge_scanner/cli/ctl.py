@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from edge_scanner.cli.output import EXIT_CANCELLED, EXIT_FAILED, print_json, pri
 from edge_scanner.config import ControlConfig
 from edge_scanner.control.client import Client, Event
 from edge_scanner.errors import ScannerError, UsageError
-from edge_scanner.plan import ScanPlan
+from edge_scanner.plan import ScanPlan, ScanRegion
 
 app = typer.Typer(help="Send one command to a running daemon.", no_args_is_help=True)
 
@@ -106,7 +107,9 @@ def scan(
     given = [value is not None for value in region.values()]
     if sum([plan is not None, any(given), resume is not None]) != 1 or (any(given) and not all(given)):
         raise UsageError("Give --plan, or all of --x-mm --y-mm --width-mm --height-mm, or --resume.")
-    args: dict[str, object] = dict(region) if any(given) else {"resume": resume}
+    args: dict[str, object] = {"resume": resume}
+    if x_mm is not None and y_mm is not None and width_mm is not None and height_mm is not None:
+        args = asdict(ScanRegion(x_mm, y_mm, width_mm, height_mm))
     if plan is not None:
         args = {"plan": json.loads(ScanPlan.load(plan).to_json())}
     with context.obj() as client:

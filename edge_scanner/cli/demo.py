@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from edge_scanner.cli.output import print_json, print_rows
 from edge_scanner.config import Config
 from edge_scanner.control.client import Client, NoAnswerError
 from edge_scanner.errors import ScannerError, UsageError
+from edge_scanner.plan import ScanRegion
 from edge_scanner.sim.specimen import open_specimen
 
 START_S = 30.0
@@ -76,7 +78,7 @@ def _region(config: Config, *, whole: bool, width_mm: float | None, height_mm: f
     if not whole:
         width = min(width, 3.0) if width_mm is None else width_mm
         height = min(height, 2.0) if height_mm is None else height_mm
-    return {"x_mm": 0.0, "y_mm": 0.0, "width_mm": width, "height_mm": height}
+    return asdict(ScanRegion(0.0, 0.0, width, height))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,91 @@
+"""Bad input: exit 1 or 2, one sentence, no traceback, existing outputs untouched."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+
+def run(*words):
+    command = [sys.executable, "-m", "edge_scanner", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def truncated_tiff(folder: Path) -> Path:
+    whole = folder / "whole.tif"
+    tifffile.imwrite(whole, np.zeros((600, 600, 3), np.uint8), tile=(256, 256), photometric="rgb")
+    cut = folder / "cut.tif"
+    cut.write_bytes(whole.read_bytes()[:-300_000])
+    return cut
+
+
+def text_file(folder: Path) -> Path:
+    path = folder / "notes.tif"
+    path.write_text("this is no image")
+    return path
+
+
+def bad_toml(folder: Path) -> Path:
+    path = folder / "bad.toml"
+    path.write_text("[scan\noverlap = ")
+    return path
+
+
+def unknown_key(folder: Path) -> Path:
+    path = folder / "unknown.toml"
+    path.write_text("[scan]\noverlp = 0.1\n")
+    return path
+
+
+CASES = {
+    "missing slide": (1, lambda d: ("demo", "--out", d / "o", "--slide", d / "none.tif"), "none.tif"),
+    "truncated TIFF": (1, lambda d: ("demo", "--out", d / "o", "--slide", truncated_tiff(d)), "cut.tif"),
+    "no image": (1, lambda d: ("demo", "--out", d / "o", "--slide", text_file(d)), "notes.tif"),
+    "folder as slide": (1, lambda d: ("demo", "--out", d / "o", "--slide", d), ""),
+    "zero-size region": (2, lambda d: ("demo", "--out", d / "o", "--width-mm", 0, "--height-mm", 1), "0 x 1 mm"),
+    "NaN region": (2, lambda d: ("demo", "--out", d / "o", "--width-mm", "nan", "--height-mm", 1), "finite"),
+    "region outside": (None, lambda d: ("demo", "--out", d / "o", "--width-mm", 900, "--height-mm", 1), "allows"),
+    "unwritable output": (1, lambda d: ("demo", "--out", Path("/dev/null/out")), "/dev/null/out"),
+    "bad TOML": (2, lambda d: ("run", "--config", bad_toml(d)), "bad.toml"),
+    "unknown key": (2, lambda d: ("run", "--config", unknown_key(d)), "scan.overlap"),
+    "missing config": (2, lambda d: ("run", "--config", d / "none.toml"), "none.toml"),
+    "wrong value": (2, lambda d: ("run", "--set", "camera.width_px=-3"), "camera.width_px"),
+    "no daemon": (1, lambda d: ("ctl", "--endpoint", f"ipc://{d}/none", "--timeout-s", "0.3", "status"), "No daemon"),
+    "half a region": (2, lambda d: ("ctl", "scan", "--x-mm", 1), "--width-mm"),
+    "unknown command": (2, lambda d: ("scna",), "scna"),
+    "export of nothing": (1, lambda d: ("export", d / "none.ome.zarr", d / "o.tif"), "none.ome.zarr"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_sentence_and_the_right_exit_code(case, tmp_path):
+    code, words, names = CASES[case]
+    done = run(*words(tmp_path))
+    assert done.returncode in ((1, 2) if code is None else (code,)), done.stderr
+    assert "Traceback" not in done.stderr
+    assert names in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("edge-scanner:")]
+    assert len(lines) == 1 or case == "unknown command", done.stderr
+    assert done.stdout == ""
+
+
+def test_an_existing_output_is_refused_and_untouched(tmp_path):
+    out = tmp_path / "out.ome.tif"
+    out.write_bytes(b"precious")
+    done = run("export", tmp_path / "none.ome.zarr", out)
+    assert done.returncode in (1, 2)
+    assert out.read_bytes() == b"precious"
+
+
+def test_check_reports_and_fails_on_a_missing_driver(tmp_path):
+    good = run("check", "--devices", "--json", "--set", f"storage.root={tmp_path}", "--set", "storage.reserve_mb=0")
+    assert good.returncode == 0, good.stdout + good.stderr
+    findings = json.loads(good.stdout)["findings"]
+    assert {"configuration", "disk space", "stage", "camera"} <= {f["what"] for f in findings}
+    bad = run("check", "--json", "--set", f"storage.root={tmp_path}", "--set", "stage.driver=nosuch")
+    assert bad.returncode == 1
+    assert any("nosuch" in f["detail"] and not f["ok"] for f in json.loads(bad.stdout)["findings"])

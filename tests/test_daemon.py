@@ -1,0 +1,152 @@
+"""The daemon as its own process, driven over ZeroMQ and by `ctl`."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scan_rig import EXACT, SMALL, levels_of, new_scan, small_config
+
+from edge_scanner.control.client import Client, RemoteError
+from edge_scanner.scanner.scan import run_nested
+
+REGION = {"x_mm": 0.0, "y_mm": 0.0, "width_mm": 0.8, "height_mm": 0.6}
+LONG = {"x_mm": 0.0, "y_mm": 0.0, "width_mm": 8.0, "height_mm": 4.0}
+AREA = [word for key, value in REGION.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+
+
+@contextlib.contextmanager
+def daemon(root: Path, *more: str):
+    with tempfile.TemporaryDirectory(prefix="es-") as sockets:
+        endpoint = f"ipc://{sockets}/c"
+        command = [sys.executable, "-m", "edge_scanner", "run"]
+        for text in (*SMALL, f'storage.root="{root}"', f'control.endpoint="{endpoint}"',
+                     f'control.events="ipc://{sockets}/e"', *more):  # fmt: skip
+            command += ["--set", text]
+        child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            with Client(endpoint, timeout_s=60) as client:
+                client.hello()
+                yield client, endpoint, child
+        finally:
+            child.terminate()
+            _, complaint = child.communicate(timeout=60)
+            assert "Traceback" not in complaint, complaint
+    assert child.returncode == 0, complaint
+
+
+def ctl(endpoint, *words):
+    command = [sys.executable, "-m", "edge_scanner", "ctl", "--endpoint", endpoint, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def wait_for(client, topic, **fields):
+    for event in client.events(silence_s=1):
+        told = event.fields
+        if event.topic == topic and all(told.get(k) == v for k, v in fields.items()):
+            return
+        if event.topic == "snapshot" and topic == "state" and told["state"] == fields["state"]:
+            return
+
+
+def code_of(call):
+    with pytest.raises(RemoteError) as refused:
+        call()
+    assert refused.value.message
+    assert refused.value.advice
+    return refused.value.code
+
+
+def test_home_scan_pause_resume_cancel_stop_reset(tmp_path):
+    with daemon(tmp_path, "export.auto=false", *EXACT) as (client, endpoint, _):
+        assert client.status()["state"] == "IDLE"
+        assert code_of(lambda: client.scan(**REGION)) == "position.unknown"
+        assert code_of(client.pause) == "state.illegal"
+        client.home()
+        assert client.wait_idle()["homed"]
+        assert code_of(lambda: client.scan(**{**REGION, "x_mm": 500.0})) == "limits.exceeded"
+        assert code_of(lambda: client.scan(**{**REGION, "width_mm": 0.0})) == "bad_argument"
+        assert code_of(lambda: client.scan(resume="nothing")) == "not_found"
+
+        scan_id = client.scan(**LONG)["scan_id"]
+        wait_for(client, "tile", scan_id=scan_id)
+        assert code_of(client.home) == "state.illegal"
+        client.pause()
+        wait_for(client, "state", state="PAUSED")
+        done = client.status()["done"]
+        status = json.loads(ctl(endpoint, "status", "--json").stdout)
+        assert (status["state"], status["done"], status["outcome"]) == ("PAUSED", done, None)
+        assert 0 < status["progress"] < 1
+        client.resume()
+        wait_for(client, "tile", scan_id=scan_id)
+        client.cancel()
+        status = client.wait_idle(scan_id)
+        assert (status["state"], status["outcome"]) == ("IDLE", "cancelled")
+        assert status["done"] > done
+        assert status["report"]["rejected"] > 0
+
+        second = client.scan(**LONG)["scan_id"]
+        wait_for(client, "tile", scan_id=second)
+        client.stop()
+        status = client.status()
+        assert (status["state"], status["fault"]["code"]) == ("FAULT", "emergency_stop")
+        assert code_of(lambda: client.scan(**REGION)) == "state.illegal"
+        client.reset()
+        wait_for(client, "state", state="IDLE")
+        assert code_of(lambda: client.scan(**REGION)) == "position.unknown"
+        assert [(s["scan_id"], s["outcome"]) for s in client.scans()] == [
+            (scan_id, "cancelled"), (second, "failed")]  # fmt: skip
+
+
+def test_ctl_waits_for_the_outcome_and_the_daemon_scans_what_nested_loops_scan(tmp_path):
+    wrong = ("sim.stage_error_um=3",)
+    with daemon(tmp_path, *wrong) as (_, endpoint, _child):
+        assert ctl(endpoint, "home", "--wait").returncode == 0
+        done = ctl(endpoint, "scan", *AREA, "--wait", "--json")
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        refused = ctl(endpoint, "scan", "--plan", str(tmp_path / "none.json"))
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        exported = ctl(endpoint, "export", report["scan_id"], "--wait")
+        assert exported.returncode == 0, exported.stderr
+        assert ctl(endpoint, "export", "nothing").returncode == 1
+    assert (report["outcome"], report["holes"], report["coverage"]) == ("completed", [], 1.0)
+    for path in report["paths"].values():
+        assert Path(path).exists()
+    scan = new_scan(small_config(tmp_path, *wrong), tmp_path / "nested")
+    run_nested(scan)
+    scan.close()
+    folder = Path(report["paths"]["store"]).parent
+    for ours, nested in zip(levels_of(folder), levels_of(tmp_path / "nested"), strict=True):
+        assert np.array_equal(ours, nested)
+    assert json.loads((folder / "report.json").read_text())["paths"]["store"] == "slide.ome.zarr"
+
+
+def test_sigterm_in_mid_scan_ends_with_exit_0_and_leaves_the_scan_unfinished(tmp_path):
+    with daemon(tmp_path, *EXACT) as (client, _, child):
+        client.home()
+        client.wait_idle()
+        scan_id = client.scan(**LONG)["scan_id"]
+        wait_for(client, "tile", scan_id=scan_id)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=30) == 0
+    with daemon(tmp_path, *EXACT) as (client, _, again):
+        [entry] = client.scans()
+        assert (entry["scan_id"], entry["outcome"], entry["state"]) == (scan_id, None, "unfinished")
+        assert client.status()["state"] == "IDLE"
+        client.shutdown()
+        assert again.wait(timeout=30) == 0
+
+
+def test_a_daemon_without_its_device_refuses_to_start(tmp_path):
+    command = [sys.executable, "-m", "edge_scanner", "run", "--set", "stage.driver=nosuch"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "TMPDIR": "/tmp"})
+    assert done.returncode == 2
+    assert "nosuch" in done.stderr
+    assert "Traceback" not in done.stderr
