@@ -49,7 +49,7 @@ def defocused(focus_um: float, noise: float, seed: int = 0) -> Callable[[float],
     return picture
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(start=st.floats(-200, 200), off=st.floats(-9, 9), noise=st.floats(0.3, 4), seed=st.integers(0, 999))
 def test_ends_within_half_a_depth_of_field_from_anywhere_in_the_window(start, off, noise, seed) -> None:
     snap = Watched(defocused(start + off, noise, seed))
@@ -71,7 +71,7 @@ def test_a_good_prediction_costs_three_frames(off: float) -> None:
     assert abs(snap.asked[0]) == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0, 30), min_size=30, max_size=30), st.booleans())
 def test_any_curve_ends_inside_window_and_budget(blurs: list[float], known: bool) -> None:
     config = load(None, ["focus.max_frames=9", "stage.z_min_um=-7", "stage.z_max_um=5"])

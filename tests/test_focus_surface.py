@@ -52,6 +52,10 @@ def test_a_row_is_continued_and_the_next_row_takes_its_height() -> None:
     assert surface.predict(2700, 300) == pytest.approx(5.4, abs=0.2)
 
 
+def test_two_points_close_together_tilt_little() -> None:
+    assert abs(surface_of([(0, 0, 0.0), (60, 0, 0.3)]).predict(2000, 0)) < 5
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), wrong_um=st.floats(5, 80), sign=st.sampled_from([-1, 1]))
 def test_wrong_points_do_not_count(seed: int, wrong_um: float, sign: int) -> None:

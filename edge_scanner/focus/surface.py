@@ -18,7 +18,7 @@ LEAST_SIGMA_UM = 0.5
 """The robust standard deviation is never taken as smaller than this."""
 
 FLATNESS_UM = 50.0
-"""Prior of the plane's slopes: points must spread about this far before they can tilt it."""
+"""Prior of the plane's slopes: the noise of a measured z, 0.1 um, over the slope to expect, 2 um per mm."""
 
 
 class FocusSurface:
