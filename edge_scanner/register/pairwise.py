@@ -29,7 +29,8 @@ CORRELATED_PX = 4 * math.pi * SMOOTH_PX**2
 """Area over which the smoothing ties the noise of neighbouring pixels together."""
 MIN_COMMON_PX = 2 * TAPS + 4
 STEPS = 8
-CONVERGED_PX = 2e-3
+CONVERGED_PX = 0.01
+"""A last step below this leaves about a tenth of it."""
 MIN_NCC = 0.6
 MIN_MARGIN = 0.1
 MAX_SIGMA_PX = 0.3
@@ -87,7 +88,8 @@ def match(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> Match:
     return _refine(first, second, *start, reach_px + 1)
 
 
-def _coarse(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> tuple[int, int, float] | None:
+def _coarse(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> tuple[float, float, float] | None:
+    """Return (dy, dx, margin), the shift to about half a pixel; None where a strip is even."""
     factor = 2 if min(first.shape) >= 48 else 1
     a, b = _reduced(first, factor), _reduced(second, factor)
     if not (a.any() and b.any()):
@@ -103,7 +105,17 @@ def _coarse(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> tuple
     best.sort(reverse=True)
     ncc, dy, dx = best[0]
     rivals = [other for other, y, x in best[1:] if max(abs(y - dy), abs(x - dx)) > 3]
-    return dy * factor, dx * factor, ncc - max(rivals, default=0.0)
+    y, x = _vertex(surface[:, rx + dx], ry + dy), _vertex(surface[ry + dy], rx + dx)
+    return (y - ry) * factor, (x - rx) * factor, ncc - max(rivals, default=0.0)
+
+
+def _vertex(line: Image, at: int) -> float:
+    """Return where the parabola through a peak and its two neighbours is highest; the peak itself at the border."""
+    if not 0 < at < line.size - 1:
+        return float(at)
+    before, top, after = (float(value) for value in line[at - 1 : at + 2])
+    bend = before + after - 2 * top
+    return at + 0.5 * (before - after) / bend if bend < 0 else float(at)
 
 
 def _reduced(strip: NDArray[Any], factor: int) -> Image:
@@ -154,8 +166,7 @@ def _dot(a: Image, b: Image) -> float:
     return float(np.einsum("ij,ij->", a, b))
 
 
-def _refine(first: NDArray[Any], second: NDArray[Any], dy: int, dx: int, margin: float, reach: float) -> Match:
-    y, x = float(dy), float(dx)
+def _refine(first: NDArray[Any], second: NDArray[Any], y: float, x: float, margin: float, reach: float) -> Match:
     for _ in range(4):
         iy, ix = round(y), round(x)
         a, b = (_high_passed(part) for part in _common(first, second, iy, ix))

@@ -185,7 +185,7 @@ class Registrar:
         basis = np.array([self._terms(i) for i in tiles]).reshape(-1, TERMS)
         fixed = np.array([frozen.get(i, (math.nan, math.nan)) for i in tiles]).reshape(-1, 2) - nominal
         edges = [e for e in sorted(self._matches) if e[0] in slot and e[1] in slot and self._matches[e].trusted]
-        links = [Link(slot[a], slot[b], self._shift(a, b), self._matches[a, b].sigma_px) for a, b in edges]
+        links = [self._link(edge, slot, nominal) for edge in edges]
         settled = settle(basis, fixed, links, self._prior, self._sigma_px, self._gates)
         self._theta = settled.theta
         places = {i: _rounded((y, x)) for i, (y, x) in zip(tiles, nominal + settled.displacement, strict=True)}
@@ -195,6 +195,13 @@ class Registrar:
         self._prior = self._prior.observe(basis[known], settled.displacement[known], self._sigma_px)
         self._close(row, placed, used)
         return placed
+
+    def _link(self, edge: Edge, slot: dict[int, int], nominal: Array) -> Link:
+        """Return the measured displacement less the nominal one."""
+        first, second = slot[edge[0]], slot[edge[1]]
+        found = self._matches[edge]
+        dy, dx = self._offset(*edge, found) - nominal[second] + nominal[first]
+        return Link(first, second, (float(dy), float(dx)), found.sigma_px)
 
     def _place(self, row: int, places: Places, used: set[Edge]) -> list[PlacedTile]:
         """Return the row's tiles for good."""
@@ -234,12 +241,6 @@ class Registrar:
         """Return the measured displacement in mosaic pixels from one tile's corner to the other's."""
         dy, dx = nominal_step(self._frame, self._plan.target(first), self._plan.target(second))
         return dy + found.dy_px, dx + found.dx_px
-
-    def _shift(self, first: int, second: int) -> tuple[float, float]:
-        """Return the measured displacement less the nominal one."""
-        dy, dx = self._offset(first, second, self._matches[first, second])
-        (ya, xa), (yb, xb) = self._nominal(first), self._nominal(second)
-        return dy - (yb - ya), dx - (xb - xa)
 
     def _nominal(self, index: int) -> tuple[float, float]:
         target = self._plan.target(index)
