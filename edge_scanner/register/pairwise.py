@@ -88,8 +88,8 @@ def match(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> Match:
     return _refine(first, second, *start, reach_px + 1)
 
 
-def _coarse(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> tuple[float, float, float] | None:
-    """Return (dy, dx, margin), the shift to about half a pixel; None where a strip is even."""
+def _coarse(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> tuple[int, int, float] | None:
+    """Return (dy, dx, margin), the shift to the nearest pixel or the next; None where a strip is even."""
     factor = 2 if min(first.shape) >= 48 else 1
     a, b = _reduced(first, factor), _reduced(second, factor)
     if not (a.any() and b.any()):
@@ -106,7 +106,7 @@ def _coarse(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> tuple
     ncc, dy, dx = best[0]
     rivals = [other for other, y, x in best[1:] if max(abs(y - dy), abs(x - dx)) > 3]
     y, x = _vertex(surface[:, rx + dx], ry + dy), _vertex(surface[ry + dy], rx + dx)
-    return (y - ry) * factor, (x - rx) * factor, ncc - max(rivals, default=0.0)
+    return round((y - ry) * factor), round((x - rx) * factor), ncc - max(rivals, default=0.0)
 
 
 def _vertex(line: Image, at: int) -> float:
@@ -166,7 +166,8 @@ def _dot(a: Image, b: Image) -> float:
     return float(np.einsum("ij,ij->", a, b))
 
 
-def _refine(first: NDArray[Any], second: NDArray[Any], y: float, x: float, margin: float, reach: float) -> Match:
+def _refine(first: NDArray[Any], second: NDArray[Any], dy: int, dx: int, margin: float, reach: float) -> Match:
+    y, x = float(dy), float(dx)
     for _ in range(4):
         iy, ix = round(y), round(x)
         a, b = (_high_passed(part) for part in _common(first, second, iy, ix))
