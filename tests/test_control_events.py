@@ -77,13 +77,13 @@ def test_publishing_after_the_end_does_no_harm(bus: EventBus) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 40).map(str), st.binary(min_size=1, max_size=60)), max_size=120))
 def test_replies_keep_the_newest_within_both_bounds(puts: list[tuple[str, bytes]]) -> None:
-    replies = Replies(count=10, max_bytes=200)
+    replies = Replies(count=10, max_bytes=40)
     kept: list[tuple[str, bytes]] = []
     for name, reply in puts:
         if replies.get(name) is None:
             replies.put(name, reply)
             kept.append((name, reply))
-            while len(kept) > 10 or sum(len(r) for _, r in kept) > 200:
+            while len(kept) > 10 or sum(len(r) for _, r in kept) > 40:
                 kept.pop(0)
         assert {n for n, _ in puts if replies.get(n) is not None} == {n for n, _ in kept}
     assert all(replies.get(n) == r for n, r in kept)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edge_scanner.control.messages import ARGUMENTS, ERROR_CODES
 
 FAST = settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
 
 JSON = st.recursive(

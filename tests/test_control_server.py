@@ -206,7 +206,7 @@ def test_reads_do_not_make_an_action_forgotten(served: Served) -> None:
     with raw_socket(served) as wire:
         message = request("home")
         first = ask(wire, message)
-        for _ in range(50):
+        for _ in range(42):
             for _ in range(100):
                 wire.send(json.dumps(request("status")).encode())
             for _ in range(100):
