@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+Severity = Literal["error", "warning"]
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -13,7 +15,8 @@ class Finding:
     Parameters
     ----------
     severity : str
-        `error`: a required field is missing or wrong, or personal data is there; `warning`: look at it.
+        `error`: a required field is missing or wrong, or personal data is there; `warning`: a field that users miss,
+        or something to look at.
     code : str
         `missing.*`, `wrong.*`, `levels.*` or `personal.*`.
     where : str
@@ -22,7 +25,7 @@ class Finding:
         One sentence; never repeats the personal data itself.
     """
 
-    severity: Literal["error", "warning"]
+    severity: Severity
     code: str
     where: str
     message: str

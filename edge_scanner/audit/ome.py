@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree as ET
 
-from edge_scanner.audit.finding import Finding
+from edge_scanner.audit.finding import Finding, Severity
 
 _UNITS_UM = {"µm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4, "pm": 1e-6}
 _PLAUSIBLE_UM = 0.01, 25.0
 _PYRAMID_PX = 4096
+_REQUIRED = {"channel", "acquisition_date"}
 
 
 def check_document(where: str, root: ET.Element) -> Iterator[Finding]:
@@ -24,7 +25,7 @@ def check_document(where: str, root: ET.Element) -> Iterator[Finding]:
         yield Finding("error", "missing.pixels", where, "OME-XML has no Image with Pixels.")
         return
     yield from check_pixel_size(where, pixel_size_um(pixels, "X"), pixel_size_um(pixels, "Y"))
-    required = {
+    expected = {
         "channel": _child(pixels, "Channel") is not None,
         "acquisition_date": _child(image, "AcquisitionDate") is not None,
         "magnification": _has(root, "Objective", "NominalMagnification"),
@@ -32,9 +33,10 @@ def check_document(where: str, root: ET.Element) -> Iterator[Finding]:
         "position": _has(pixels, "Plane", "PositionX") and _has(pixels, "Plane", "PositionY"),
         "exposure": _has(pixels, "Plane", "ExposureTime"),
     }
-    for field, there in required.items():
+    for field, there in expected.items():
         if not there:
-            yield Finding("error", f"missing.{field}", where, f"OME-XML lacks the {field.replace('_', ' ')}.")
+            severity: Severity = "error" if field in _REQUIRED else "warning"
+            yield Finding(severity, f"missing.{field}", where, f"OME-XML lacks the {field.replace('_', ' ')}.")
 
 
 def pixel_size_um(pixels: ET.Element, axis: str) -> float | None:

@@ -38,7 +38,7 @@ def audit_tiff(path: Path, where: str) -> Iterator[Finding]:
         else:
             yield from check_document(f"{where}: OME-XML", root)
             yield from in_xml(f"{where}: OME-XML", root)
-            yield from _check_images(where, root)
+            yield from _check_images(where, tiff, root)
             yield from _check_resolution(where, tiff, root)
         levels = [(int(level.imagelength), int(level.imagewidth)) for level in _levels(tiff.pages[0])]
         yield from check_levels(where, levels)
@@ -98,11 +98,16 @@ def _texts(tiff: Any) -> Iterator[tuple[tuple[int, int], str, str]]:
                 yield (number, tag.code), tag.name, tag.value
 
 
-def _check_images(where: str, root: ET.Element) -> Iterator[Finding]:
-    for name, _ in ome_images(root):
-        if name.lower() in _PRIVATE_IMAGES:
+def _check_images(where: str, tiff: Any, root: ET.Element) -> Iterator[Finding]:
+    for name, ifd in ome_images(root):
+        if name.lower() in _PRIVATE_IMAGES and not (ifd < len(tiff.pages) and _blank(tiff.pages[ifd])):
             message = f"The image {name} may show a label with names or barcodes."
             yield Finding("warning", "personal.image", f"{where}: image {name}", message)
+
+
+def _blank(page: Any) -> bool:
+    pixels = page.asarray()
+    return bool((pixels == pixels.flat[0]).all())
 
 
 def _check_resolution(where: str, tiff: Any, root: ET.Element) -> Iterator[Finding]:

@@ -129,7 +129,7 @@ def _texts(element: ET.Element) -> list[tuple[str, str, str]]:
 
 
 def _json_field(parent: str, name: str) -> str:
-    return "image name" if (parent, name) == ("multiscales", "name") else name
+    return "image name" if name == "name" and parent in {"multiscales", "metadata"} else name
 
 
 def _local(tag: str) -> str:

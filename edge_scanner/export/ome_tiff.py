@@ -104,6 +104,8 @@ def to_ome_tiff(
     started = time.perf_counter()
     refuse_existing(Path(out), overwrite)
     source = SlideStore.open(Path(src))
+    if source.chunk_px % 16:
+        raise UsageError(f"Chunks of {source.chunk_px} px cannot be TIFF tiles, whose side is a multiple of 16.")
     codec = make_tile_codec(source.codec, source.layout.part_shape, source.dtype, compression, quality)
     extra = _extra_images(label, macro)
     total = source.layout.planes * sum(level.rows * level.cols for level in source.levels)
