@@ -1,8 +1,9 @@
 """The block kernel: a weighted gather of the tiles that touch a block.
 
 The block is cut along the edges of the tiles that reach into it, so in each cell the covering tiles are the same:
-none leaves the fill value, one is copied, more are averaged with separable weights divided by their sum. The result
-depends on the tiles and their places only, never on arrival order, timing or thread count.
+none leaves the fill value, one is copied, more are averaged with separable weights divided by their sum. Tiles that
+are turned or sheared have slanted edges: with one of them the block is blended pixel by pixel. The result depends on
+the tiles and their places only, never on arrival order, timing, thread count or where the block was cut.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_scanner.geometry import Box
-from edge_scanner.mosaic.weights import ramp
+from edge_scanner.mosaic.warp import Warp, warped
+from edge_scanner.mosaic.weights import ramp, seam
 from edge_scanner.tile import Pixels
+
+Blend = Literal["linear", "max", "mean", "first", "seam"]
+"""How tiles that overlap become one: cross-faded, brightest, plain mean, first in order, or a narrow fade midway."""
 
 TAPS = 4
 EXACT_PX = 1e-3
@@ -41,6 +46,8 @@ class Source:
         (y, x) remainder in px, in -0.5..0.5: the tile's content lies this much below and right of `box`.
     crop : callable
         `crop(Box in tile pixels) -> (y, x, c)`.
+    warp : Warp, optional
+        The way from the mosaic to a tile that is not merely shifted; `box` then encloses the tile, `shift` is unused.
     """
 
     order: int
@@ -48,6 +55,7 @@ class Source:
     usable: Box
     shift: tuple[float, float]
     crop: Callable[[Box], Pixels]
+    warp: Warp | None = None
 
 
 def place(y_px: float, x_px: float, height: int, width: int, *, cubic: bool) -> tuple[Box, tuple[float, float]]:
@@ -68,7 +76,14 @@ def place(y_px: float, x_px: float, height: int, width: int, *, cubic: bool) -> 
 
 
 def gather(
-    block: Box, sources: Sequence[Source], *, channels: int, dtype: np.dtype[Any], fill: int, feather: int
+    block: Box,
+    sources: Sequence[Source],
+    *,
+    channels: int,
+    dtype: np.dtype[Any],
+    fill: float,
+    feather: int,
+    blend: Blend = "linear",
 ) -> Pixels | None:
     """Blend the tiles that touch a block.
 
@@ -80,11 +95,12 @@ def gather(
         Any order.
     channels : int
     dtype : dtype
-        uint8 or uint16.
-    fill : int
+        uint8, uint16 or float32; the tiles' own.
+    fill : float
         Value of pixels that no tile covers.
     feather : int
         Longest ramp, px.
+    blend : str
 
     Returns
     -------
@@ -98,6 +114,8 @@ def gather(
             parts.append((source, part))
     if not parts:
         return None
+    if any(source.warp is not None for source, _ in parts):
+        return _blended(block, parts, np.full((block.height, block.width, channels), fill, dtype), feather, blend)
     read = [resampled(source, part) for source, part in parts]
     if len(parts) == 1 and parts[0][1] == block:
         whole: Pixels = np.ascontiguousarray(read[0])
@@ -111,12 +129,8 @@ def gather(
             covering = [k for k, (_, p) in enumerate(parts) if p.intersect(cell) == cell]
             if covering:
                 inside = [_view(read[k], parts[k][1], cell) for k in covering]
-                target = _view(out, block, cell)
-                if len(inside) == 1:
-                    target[...] = inside[0]
-                else:
-                    weights = [_weights(parts[k][0].box, cell, feather) for k in covering]
-                    target[...] = _average(inside, weights)
+                boxes = [parts[k][0].box for k in covering]
+                _view(out, block, cell)[...] = _combined(inside, boxes, cell, feather, blend)
     return out
 
 
@@ -162,6 +176,74 @@ def _weights(box: Box, cell: Box, feather: int) -> NDArray[np.float32]:
     return weights
 
 
+def _combined(pixels: Sequence[Pixels], boxes: Sequence[Box], cell: Box, feather: int, blend: Blend) -> Pixels:
+    """Blend tiles that all cover the whole cell."""
+    if len(pixels) == 1 or blend == "first":
+        return pixels[0]
+    if blend == "max":
+        brightest: Pixels = np.maximum.reduce(pixels)
+        return brightest
+    if blend == "mean":
+        return _average(pixels, [np.ones((cell.height, cell.width), np.float32)] * len(pixels))
+    if blend == "seam":
+        return _average(pixels, seam([_depth(box, cell) for box in boxes]))
+    return _average(pixels, [_weights(box, cell, feather) for box in boxes])
+
+
+def _depth(box: Box, cell: Box) -> NDArray[np.float32]:
+    """Return how deep inside the box each pixel of the cell lies: the distance to the nearest edge."""
+    wy = ramp(box.height, box.height)[cell.y0 - box.y0 : cell.y1 - box.y0]
+    wx = ramp(box.width, box.width)[cell.x0 - box.x0 : cell.x1 - box.x0]
+    depth: NDArray[np.float32] = np.minimum.outer(wy, wx)
+    return depth
+
+
+def _blended(block: Box, parts: Sequence[tuple[Source, Box]], out: Pixels, feather: int, blend: Blend) -> Pixels | None:
+    """Blend tiles with slanted edges into `out`, pixel by pixel; None when none of them covers any pixel.
+
+    The running weighted mean leaves a constant image constant to the last bit.
+    """
+    read = [(part, *_covered(source, part, feather, blend)) for source, part in parts]
+    if blend == "seam":
+        depths = [np.zeros((block.height, block.width), np.float32) for _ in read]
+        for depth, (part, _, weights) in zip(depths, read, strict=True):
+            _view(depth, block, part)[...] = weights
+        sharp = seam(depths)
+        read = [(part, p, _view(w, block, part)) for w, (part, p, _) in zip(sharp, read, strict=True)]
+    total = np.zeros((block.height, block.width), np.float32)
+    mean = np.zeros(out.shape, np.float32)
+    for part, pixels, weights in read:
+        sum_so_far, target = _view(total, block, part), _view(mean, block, part)
+        if blend == "max":
+            brighter = (weights > 0)[..., None] & ((sum_so_far == 0)[..., None] | (pixels > target))
+            target[...] = np.where(brighter, pixels, target)
+        elif blend == "first":
+            target[...] = np.where(((weights > 0) & (sum_so_far == 0))[..., None], pixels, target)
+        sum_so_far += weights
+        if blend not in ("max", "first"):
+            share = np.divide(weights, sum_so_far, out=np.zeros_like(weights), where=sum_so_far > 0)
+            target += (pixels - target) * share[..., None]
+    covered = total > 0
+    if not covered.any():
+        return None
+    out[covered] = _typed(mean[covered], out.dtype)
+    return out
+
+
+def _covered(source: Source, part: Box, feather: int, blend: Blend) -> tuple[Pixels, NDArray[np.float32]]:
+    """Return the tile's pixels on a part of its box, and their weights: zero outside of the tile."""
+    if source.warp is None:
+        pixels = resampled(source, part)
+        weights = _depth(source.box, part) if blend == "seam" else _weights(source.box, part, feather)
+    else:
+        pixels, depth_y, depth_x = warped(source.warp, part, source.crop)
+        if blend == "seam":
+            weights = np.minimum(depth_y, depth_x)
+        else:
+            weights = np.minimum(depth_y, np.float32(feather)) * np.minimum(depth_x, np.float32(feather))
+    return pixels, np.where(weights > 0, np.float32(1), np.float32(0)) if blend == "mean" else weights
+
+
 def _average(pixels: Sequence[Pixels], weights: Sequence[NDArray[np.float32]]) -> Pixels:
     if len(pixels) == 2:
         return _mix(pixels[0], pixels[1], weights[1] / (weights[0] + weights[1]))
@@ -169,9 +251,7 @@ def _average(pixels: Sequence[Pixels], weights: Sequence[NDArray[np.float32]]) -
     for p, w in zip(pixels, weights, strict=True):
         total += p * w[..., None]
     total /= np.sum(weights, axis=0)[..., None]
-    np.rint(total, out=total)
-    averaged: Pixels = total.astype(pixels[0].dtype)
-    return averaged
+    return _typed(total, pixels[0].dtype)
 
 
 def _mix(first: Pixels, second: Pixels, share: NDArray[np.float32]) -> Pixels:
@@ -180,6 +260,12 @@ def _mix(first: Pixels, second: Pixels, share: NDArray[np.float32]) -> Pixels:
     mixed -= first
     mixed *= share[..., None]
     mixed += first
-    np.rint(mixed, out=mixed)
-    result: Pixels = mixed.astype(first.dtype)
-    return result
+    return _typed(mixed, first.dtype)
+
+
+def _typed(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Pixels:
+    """Return averages in the tiles' type, rounded where that is of integers; may use up `values`."""
+    if dtype.kind != "f":
+        np.rint(values, out=values)
+    typed: Pixels = values.astype(dtype)
+    return typed

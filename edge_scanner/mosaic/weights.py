@@ -5,6 +5,8 @@ Shared by the online mosaic, the offline fusion and the seamless inference.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,3 +30,24 @@ def ramp(length: int, feather: int) -> NDArray[np.float32]:
     """
     i = np.arange(length, dtype=np.float32)
     return np.minimum(np.minimum(i + 1, length - i), np.float32(max(1, feather)))
+
+
+SEAM_PX = 8
+"""Half the width of the fade along a seam."""
+
+
+def seam(depths: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """Return weights that follow the tile in which a pixel lies deepest, with a short fade where that changes.
+
+    Parameters
+    ----------
+    depths : sequence of ndarray, float32
+        Each tile's distance from its nearest edge, px; zero where it does not cover.
+
+    Returns
+    -------
+    list of ndarray, float32
+        Above zero for the deepest tile, zero where a tile does not cover.
+    """
+    deepest = np.maximum.reduce(depths)
+    return [np.where(d > 0, np.maximum(d - deepest + np.float32(SEAM_PX), 0), np.float32(0)) for d in depths]

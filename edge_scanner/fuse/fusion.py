@@ -1,0 +1,314 @@
+"""Tiles with known transforms in, a lazy mosaic out: every block gathers the tiles that touch it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from edge_scanner.errors import UsageError
+from edge_scanner.fuse.tiles import DTYPES, AnyTile, TileReader, TileShape, common_shape
+from edge_scanner.fuse.transforms import Matrix, bounds, canvas_of, checked, is_shift
+from edge_scanner.fuse.volume import Order, positions, sample
+from edge_scanner.geometry import Box
+from edge_scanner.mosaic.kernel import Blend, Source, gather, place
+from edge_scanner.mosaic.warp import Warp
+from edge_scanner.tile import Pixels
+
+FEATHER_PX = 64
+CACHE_MB = 128.0
+BLENDS = ("linear", "max", "mean", "first", "seam")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How blocks are made.
+
+    Parameters
+    ----------
+    blend : str
+    dtype : dtype
+        Of the mosaic.
+    fill : float
+        Value of pixels that no tile covers.
+    feather_px : int
+        Longest ramp.
+    order : int
+        0 nearest (labels), 1 linear, 3 cubic or better.
+    cubic : bool
+        False places shifted tiles on whole pixels.
+    """
+
+    blend: Blend
+    dtype: np.dtype[Any]
+    fill: float = 0
+    feather_px: int = FEATHER_PX
+    order: Order = 3
+    cubic: bool = True
+
+
+class Fusion:
+    """Makes any block of a mosaic. Any thread; pickled without the tiles that it keeps.
+
+    Memory bound: the tiles that the reader keeps, and a few copies of each block under way.
+
+    Parameters
+    ----------
+    reader : TileReader
+    shape : TileShape
+        Of every tile.
+    matrices : sequence of ndarray
+        Checked transforms.
+    canvas : tuple
+        First pixel and one past the last, (x, y[, z]).
+    look : Look
+    reach : sequence of Box, optional
+        What of the mosaic each tile may be used for.
+    """
+
+    def __init__(
+        self,
+        reader: TileReader,
+        shape: TileShape,
+        matrices: Sequence[Matrix],
+        canvas: tuple[tuple[int, ...], tuple[int, ...]],
+        look: Look,
+        reach: Sequence[Box] | None = None,
+    ) -> None:
+        self.reader, self.look = reader, look
+        self.axes = len(matrices[0]) - 1
+        self.start = tuple(reversed(canvas[0]))
+        self.extent = tuple(high - low for low, high in zip(self.start, reversed(canvas[1]), strict=True))
+        self.channels = shape.shape[self.axes] if len(shape.shape) > self.axes else None
+        self._sides, self._dtype = shape.shape[: self.axes], shape.dtype
+        self._matrices = [np.asarray(m) for m in matrices]
+        self._reach = reach
+        self._flat = self.axes == 2 and look.order == 3
+        around = np.array([_around(m, self._sides[::-1]) for m in self._matrices])
+        self._low, self._high = around[:, 0], around[:, 1]
+
+    def touching(self, start: Sequence[int], shape: Sequence[int]) -> list[int]:
+        """Return the tiles whose bounding box meets a block of the canvas; array order."""
+        low = np.add(start, self.start)
+        meets = (self._low < low + np.asarray(shape)) & (self._high > low)
+        return [int(i) for i in np.flatnonzero(meets.all(axis=1))]
+
+    def block(self, start: Sequence[int], shape: Sequence[int]) -> Pixels | None:
+        """Return a block of the canvas, (y, x[, c]) or (z, y, x[, c]); None when no tile touches it.
+
+        Parameters
+        ----------
+        start, shape : sequence of int
+            In array order, from the canvas's first pixel.
+
+        Raises
+        ------
+        SourceError
+            When a tile cannot be read.
+        """
+        found = self.touching(start, shape)
+        if not found:
+            return None
+        mosaic = self._gathered(found, start, shape) if self._flat else self._sampled(found, start, shape)
+        if mosaic is None:
+            return None
+        if mosaic.dtype != self.look.dtype:
+            mosaic = _converted(mosaic, self.look.dtype)
+        return mosaic if self.channels is not None else mosaic[..., 0]
+
+    def filled(self, start: Sequence[int], shape: Sequence[int]) -> Pixels:
+        """Return a block of the canvas; the fill value where no tile touches it."""
+        made = self.block(start, shape)
+        full = (*shape, self.channels) if self.channels is not None else tuple(shape)
+        return np.full(full, self.look.fill, self.look.dtype) if made is None else made
+
+    def _gathered(self, found: list[int], start: Sequence[int], shape: Sequence[int]) -> Pixels | None:
+        y, x = np.add(start, self.start)
+        return gather(
+            Box(int(y), int(x), int(y) + shape[0], int(x) + shape[1]),
+            [self._source(index) for index in found],
+            channels=self.channels or 1,
+            dtype=self._dtype,
+            fill=self.look.fill,
+            feather=self.look.feather_px,
+            blend=self.look.blend,
+        )
+
+    def _source(self, index: int) -> Source:
+        matrix, (height, width) = self._matrices[index], self._sides
+        crop = partial(self.reader.crop, index)
+        if is_shift(matrix, (width, height)):
+            box, shift = place(matrix[1, 2], matrix[0, 2], height, width, cubic=self.look.cubic)
+            usable = box if self._reach is None else box.intersect(self._reach[index])
+            return Source(index, box, usable, shift, crop)
+        inverse = np.linalg.inv(matrix)
+        (y0, x0), (y1, x1) = self._low[index], self._high[index]
+        box = Box(int(y0), int(x0), int(y1), int(x1))
+        return Source(index, box, box, (0.0, 0.0), crop, Warp(inverse / inverse[2, 2], height, width))
+
+    def _sampled(self, found: list[int], start: Sequence[int], shape: Sequence[int]) -> Pixels | None:
+        """Blend by running weighted means, as the kernel does, over any number of axes."""
+        total = np.zeros((*shape, 1))
+        mean = np.zeros((*shape, self.channels or 1))
+        for index in found:
+            flipped: Matrix = np.asarray(np.linalg.inv(self._matrices[index])[::-1, ::-1], np.float64)
+            inverse = np.roll(flipped, (-1, -1), (0, 1))
+            at = positions(inverse, np.add(start, self.start).tolist(), shape)
+            tile = self.reader.tile(index)
+            values, covered = sample(tile.reshape(*self._sides, -1), at, self.look.order)
+            weights = np.where(covered, self._weights(at), 0.0)[..., None]
+            if self.look.blend == "max":
+                mean = np.where((weights > 0) & ((total == 0) | (values > mean)), values, mean)
+            elif self.look.blend == "first":
+                mean = np.where((weights > 0) & (total == 0), values, mean)
+            total += weights
+            if self.look.blend not in ("max", "first"):
+                mean += (values - mean) * np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+        if not total.any():
+            return None
+        mosaic = np.where(total > 0, mean, self.look.fill)
+        return _converted(mosaic, self._dtype)
+
+    def _weights(self, at: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        weights = np.ones(at[0].shape)
+        if self.look.blend != "mean":
+            for axis, side in zip(at, self._sides, strict=True):
+                weights *= np.clip(np.minimum(axis + 1, side - axis), 0.0, self.look.feather_px)
+        if self.look.blend == "seam":
+            weights **= 8  # a steep preference for the tile in which the pixel lies deepest
+        return weights
+
+
+def fuse(
+    tiles: Sequence[AnyTile],
+    transforms: Sequence[ArrayLike],
+    *,
+    chunk: int | Sequence[int] = 512,
+    blend: Blend = "linear",
+    dtype: DTypeLike | None = None,
+    fill: float = 0,
+    feather_px: int = FEATHER_PX,
+    order: Order = 3,
+    cache_mb: float = CACHE_MB,
+) -> da.Array:
+    """Fuse tiles whose places are known into one lazy image.
+
+    A tile that is only shifted is copied (whole pixels) or moved by a separable cubic filter; others are interpolated
+    by Lanczos' kernel, volumes by a cubic one. Overlaps are blended by weights that depend on geometry only.
+
+    Parameters
+    ----------
+    tiles : sequence
+        Paths, or arrays (y, x[, c]); with 4 x 4 transforms (z, y, x[, c]). All of one shape; uint8, uint16 or float32.
+    transforms : sequence of array_like
+        3 x 3 on (x, y, 1), or 4 x 4 on (x, y, z, 1): tile to mosaic, pixel centres at integers.
+    chunk : int or sequence of int
+        Pixels along y and x (and z), or one for all axes.
+    blend : str
+        `linear`, `max`, `mean`, `first` or `seam`.
+    dtype : dtype, optional
+        Of the result; rounded and clipped. The tiles' own by default.
+    fill : float
+        Value of pixels that no tile covers.
+    feather_px : int
+        Longest ramp of `linear`.
+    order : int
+        0 takes the nearest pixel (labels), 1 interpolates linearly, 3 is the best there is.
+    cache_mb : float
+        Tiles that each process keeps in memory.
+
+    Returns
+    -------
+    dask.array.Array
+        (y, x[, c]) or (z, y, x[, c]). It runs from the floor of the smallest to the ceiling of the largest transformed
+        pixel centre; `canvas` tells where that is.
+
+    Raises
+    ------
+    SourceError
+        Tiles that are missing or not alike, transforms that are not usable, positions in another unit.
+    UsageError
+        A chunk, a blend or a type that does not exist.
+    """
+    made = prepare(tiles, transforms, blend=blend, dtype=dtype, fill=fill, feather_px=feather_px, order=order,
+                   cache_mb=cache_mb)  # fmt: skip
+    return as_dask(made, chunk)
+
+
+def prepare(
+    tiles: Sequence[AnyTile],
+    transforms: Sequence[ArrayLike],
+    *,
+    blend: Blend = "linear",
+    dtype: DTypeLike | None = None,
+    fill: float = 0,
+    feather_px: int = FEATHER_PX,
+    order: Order = 3,
+    cache_mb: float = CACHE_MB,
+) -> Fusion:
+    """Check tiles and transforms and return what makes blocks of them; see `fuse`."""
+    if blend not in BLENDS or order not in (0, 1, 3) or feather_px < 1:
+        raise UsageError(
+            f"There is no blend {blend!r} of order {order}.", f"Blends: {', '.join(BLENDS)}; orders 0 1 3."
+        )
+    kind = None if dtype is None else np.dtype(dtype)
+    if kind is not None and kind.name not in DTYPES:
+        raise UsageError(f"Mosaics of type {kind} are not made.", f"Use one of {', '.join(DTYPES)}.")
+    shape = common_shape(tiles)
+    axes = 3 if len(transforms) and np.shape(transforms[0]) == (4, 4) else 2
+    if not axes <= len(shape.shape) <= axes + 1:
+        raise UsageError(f"Tiles of {shape} do not go with transforms of {axes} axes.", "Use 3 x 3 for images.")
+    extent = shape.shape[:axes][::-1]
+    matrices = checked(transforms, len(tiles), axes, extent)
+    look = Look(blend, kind or shape.dtype, fill, feather_px, order)
+    return Fusion(TileReader(tiles, shape, int(cache_mb * 1e6)), shape, matrices, canvas_of(matrices, extent), look)
+
+
+def canvas(tiles: Sequence[AnyTile], transforms: Sequence[ArrayLike]) -> tuple[int, ...]:
+    """Return the mosaic coordinates of the first pixel of what `fuse` returns, in array order (y, x) or (z, y, x)."""
+    return prepare(tiles, transforms).start
+
+
+def as_dask(fusion: Fusion, chunk: int | Sequence[int]) -> da.Array:
+    """Return the whole canvas as a dask array in chunks of exactly `chunk`."""
+    sides = (int(chunk),) * fusion.axes if isinstance(chunk, int | np.integer) else tuple(int(side) for side in chunk)
+    if len(sides) != fusion.axes or min(sides) < 1:
+        raise UsageError(f"A chunk of {chunk} does not fit {fusion.axes} axes.", "Give whole numbers of pixels.")
+    chunks = tuple(
+        (side,) * (extent // side) + ((extent % side,) if extent % side else ())
+        for side, extent in zip(sides, fusion.extent, strict=True)
+    )
+    if fusion.channels is not None:
+        chunks = (*chunks, (fusion.channels,))
+    shared = dask.delayed(fusion, pure=False)
+    meta = np.empty((0,) * len(chunks), fusion.look.dtype)
+    return da.map_blocks(_block, shared, sides, chunks=chunks, dtype=fusion.look.dtype, meta=meta)
+
+
+def _block(fusion: Fusion, sides: tuple[int, ...], block_id: tuple[int, ...] | None = None) -> Pixels:
+    assert block_id is not None
+    start = [number * side for number, side in zip(block_id, sides, strict=False)]
+    shape = [min(side, extent - s) for s, side, extent in zip(start, sides, fusion.extent, strict=True)]
+    return fusion.filled(start, shape)
+
+
+def _around(matrix: Matrix, extent: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return a box, array order, that holds every mosaic pixel which a tile covers."""
+    low, high = bounds(matrix, extent)
+    grow = 0.5 * np.abs(matrix[:-1, :-1]).sum(axis=1) + 1
+    return np.floor(low - grow)[::-1].astype(np.int64), np.ceil(high + grow)[::-1].astype(np.int64) + 1
+
+
+def _converted(pixels: NDArray[Any], dtype: np.dtype[Any]) -> Pixels:
+    if dtype.kind == "f":
+        return pixels.astype(dtype)
+    if pixels.dtype.kind == "f":
+        pixels = np.rint(pixels)
+    whole: Pixels = np.clip(pixels, 0, np.iinfo(dtype).max).astype(dtype)
+    return whole
