@@ -7,7 +7,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -29,6 +29,7 @@ def smooth(height: int = 64, width: int = 64) -> np.ndarray:
 
 
 @pytest.mark.parametrize("codec", LOSSLESS, ids=repr)
+@settings(deadline=None)
 @given(pixels=pixels)
 def test_lossless_codecs_give_back_the_pixels(codec: Codec, pixels: np.ndarray) -> None:
     decoded = codec.decode(codec.encode(pixels), pixels.shape, pixels.dtype)
@@ -36,6 +37,7 @@ def test_lossless_codecs_give_back_the_pixels(codec: Codec, pixels: np.ndarray) 
     np.testing.assert_array_equal(decoded, pixels)
 
 
+@settings(deadline=None)
 @given(pixels=pixels, level=st.integers(0, 12))
 def test_python_reads_our_gzip_and_the_swapped_zlib(pixels: np.ndarray, level: int) -> None:
     plain = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
@@ -48,6 +50,7 @@ def test_python_reads_our_gzip_and_the_swapped_zlib(pixels: np.ndarray, level: i
     assert swapped[2:-4] == data[20:-8], "the deflate stream is copied, not made anew"
 
 
+@settings(deadline=None)
 @given(cut=st.integers(0, 40))
 def test_a_foreign_or_cut_gzip_is_not_swapped(cut: int) -> None:
     foreign = gzip.compress(bytes(1000))
@@ -74,6 +77,7 @@ def test_a_chunk_of_another_size_is_an_error(codec: Codec, shape: tuple[int, ...
         codec.decode(codec.encode(smooth()), shape, np.uint8)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_flipped_bit_in_the_deflate_stream_never_gives_wrong_pixels(data: st.DataObject) -> None:
     original = smooth()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_slides import RGB, metadata, new_store, planes
 
@@ -24,6 +24,7 @@ def layout(height_px: int, width_px: int, chunk_px: int = 512, shard_chunks: int
     return Layout(height_px, width_px, channels, kind, chunk_px, shard_chunks, 255, Gzip(), metadata(described))
 
 
+@settings(deadline=None)
 @given(height=st.integers(1, 300_000), width=st.integers(1, 300_000), chunk=st.sampled_from([256, 512, 1024]))
 def test_each_level_halves_rounded_up_until_one_chunk_holds_it(height: int, width: int, chunk: int) -> None:
     levels = layout(height, width, chunk).levels()
@@ -36,6 +37,7 @@ def test_each_level_halves_rounded_up_until_one_chunk_holds_it(height: int, widt
     assert all(max(level.height_px, level.width_px) > chunk for level in levels[:-1])
 
 
+@settings(deadline=None)
 @given(level=st.integers(0, 9), row=st.integers(0, 999), col=st.integers(0, 999), data=st.data())
 def test_every_part_has_its_own_place(level: int, row: int, col: int, data: st.DataObject) -> None:
     one = layout(5000, 5000, channels=4, shard_chunks=data.draw(st.integers(1, 9)))
