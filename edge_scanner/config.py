@@ -154,6 +154,12 @@ class FocusConfig(Section):
     z_start_um: Finite = 0.0
     blank_texture: Positive = Field(4.0, description="Coarse contrast, in noise units, below which a tile is blank.")
     model: str = Field("", description="ONNX file; empty: the one that ships.")
+    providers: tuple[Literal["tensorrt", "cuda", "cpu"], ...] = Field(
+        ("tensorrt", "cuda", "cpu"), min_length=1, description="Execution providers of the model, best first."
+    )
+    strict_providers: bool = Field(False, description="Refuse to run on another provider than the first.")
+    fp16: bool = Field(True, description="Half precision on TensorRT.")
+    engine_cache: str = Field("", description="Folder of compiled engines; empty: `.engines` below storage.root.")
 
 
 class MosaicConfig(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge_scanner.config import Config
-from edge_scanner.errors import ConfigError
+from edge_scanner.focus.autofocus import ModelFocus
 from edge_scanner.focus.classical import ClassicalFocus
 from edge_scanner.focus.fixed import FixedFocus
 from edge_scanner.focus.method import Focus, FocusOutcome, Snap
@@ -17,7 +17,7 @@ def make_focus(config: Config) -> Focus:
     Raises
     ------
     ConfigError
-        When that method is not installed.
+        When that method is not installed or does not suit the camera.
     """
     match config.focus.mode:
         case "classical":
@@ -25,4 +25,4 @@ def make_focus(config: Config) -> Focus:
         case "off":
             return FixedFocus()
         case "model":
-            raise ConfigError("No focus model is installed.", 'Set focus.mode = "classical".')
+            return ModelFocus(config)
