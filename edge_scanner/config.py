@@ -30,19 +30,29 @@ class StageConfig(Section):
     """`[stage]`: the driver, its port, what it may do."""
 
     driver: str = "sim"
-    port: str = ""
+    port: str = Field("", description="A device path, or a part of its name in /dev/serial/by-id.")
+    baud: int = Field(0, ge=0, description="0: the protocol's own.")
     x_min_mm: Finite = -2.0
     x_max_mm: Finite = 78.0
     y_min_mm: Finite = -2.0
     y_max_mm: Finite = 28.0
     z_min_um: Finite = -300.0
     z_max_um: Finite = 300.0
+    x_home_mm: Finite = Field(0.0, description="Stage coordinates of the place that homing finds.")
+    y_home_mm: Finite = 0.0
+    z_home_um: Finite = 0.0
+    x_step_um: NotNegative = Field(0.0, description="Controller unit of protocols that count steps; 0: the driver's own.")
+    y_step_um: NotNegative = 0.0
+    z_step_um: NotNegative = 0.0
+    z_scale: Positive = Field(1.0, description="grbl: controller millimetres per millimetre; 10 gives z in 0.1 um.")
     tolerance_um: Positive = 5.0
+    z_tolerance_um: Positive = 0.5
     error_um: NotNegative = Field(1.0, description="Repeatability, sigma; bounds registration and the auto overlap.")
     speed_mm_s: Positive = 25.0
     acceleration_mm_s2: Positive = 500.0
     settle_ms: NotNegative = 20.0
-    timeout_s: Positive = 30.0
+    timeout_s: Positive = Field(30.0, description="How long a moving stage may stand still or be silent.")
+    home_timeout_s: Positive = 120.0
 
     @property
     def limits(self) -> Limits:
