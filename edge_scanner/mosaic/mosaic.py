@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +46,8 @@ class Mosaic:
     feather_px : int
     cubic : bool
     chunk_px : int
+    stored : set of (int, int, int)
+        (level, row, col) of chunks that are in the store already; they are not gathered again.
     """
 
     def __init__(
@@ -60,16 +63,14 @@ class Mosaic:
         feather_px: int,
         cubic: bool = True,
         chunk_px: int = 512,
+        stored: Set[tuple[int, int, int]] = frozenset(),
     ) -> None:
         self._tile = (plan.tile_height_px, plan.tile_width_px)
         self._frames = frames
         self._canvas = frame.canvas
         self._channels, self._dtype, self._fill = channels, dtype, fill
         self._feather, self._cubic, self._chunk_px = feather_px, cubic, chunk_px
-        self._reach: dict[int, Box] = {}
-        for target in plan:
-            y, x = frame.tile_corner(target.x_um, target.y_um, *self._tile)
-            self._reach[target.index] = place(y, x, *self._tile, cubic=False)[0].grown(margin_px)
+        self._reach = reach_of(plan, frame, margin_px)
         self._ledger = Ledger(self._reach, self._canvas, chunk_px)
         self._touching: dict[tuple[int, int], list[int]] = {}
         for index in self._reach:
@@ -78,6 +79,7 @@ class Mosaic:
         self._sources: dict[int, Source] = {}
         self._covered_px = 0
         self._started = False
+        self._stored = stored
 
     @property
     def complete(self) -> bool:
@@ -117,14 +119,32 @@ class Mosaic:
         block = Box(row * t, col * t, (row + 1) * t, (col + 1) * t).intersect(self._canvas)
         indices = self._touching.pop((row, col))
         sources = [self._sources[i] for i in indices if i in self._sources]
-        pixels = gather(
-            block, sources, channels=self._channels, dtype=self._dtype, fill=self._fill, feather=self._feather
-        )
+        stored = (0, row, col) in self._stored
+        pixels = None
+        if not stored:
+            pixels = gather(
+                block, sources, channels=self._channels, dtype=self._dtype, fill=self._fill, feather=self._feather
+            )
         self._covered_px += covered_px(block, [s.usable for s in sources])
         for index in self._ledger.done(indices):
             if self._sources.pop(index, None) is not None:
                 self._frames.drop(index)
-        return Chunk(0, row, col, pixels)
+        return Chunk(0, row, col, pixels, stored)
+
+
+def margin_px(stage_error_um: float, pixel_size_um: float, *, registration: bool) -> int:
+    """Return how far a tile may lie from its nominal place, px: what no stage error explains is not used."""
+    return math.ceil(4 * stage_error_um / pixel_size_um) + 8 if registration else 1
+
+
+def reach_of(plan: ScanPlan, frame: MosaicFrame, margin_px: int) -> dict[int, Box]:
+    """Return the mosaic pixels that each target can possibly cover."""
+    tile = (plan.tile_height_px, plan.tile_width_px)
+    reach = {}
+    for target in plan:
+        y, x = frame.tile_corner(target.x_um, target.y_um, *tile)
+        reach[target.index] = place(y, x, *tile, cubic=False)[0].grown(margin_px)
+    return reach
 
 
 def covered_px(block: Box, boxes: list[Box]) -> int:

@@ -65,14 +65,16 @@ def warped(
     inside = (y >= -0.5) & (y < warp.height - 0.5) & (x >= -0.5) & (x < warp.width - 0.5)
     depth_y = np.where(inside, np.minimum(y + 1, warp.height - y), 0).astype(np.float32)
     depth_x = np.where(inside, np.minimum(x + 1, warp.width - x), 0).astype(np.float32)
+    corner = crop(Box(0, 0, 1, 1))
     if not inside.any():
-        none = crop(Box(0, 0, 1, 1))
-        return np.zeros((part.height, part.width, none.shape[2]), none.dtype), depth_y, depth_x
+        return np.zeros((part.height, part.width, corner.shape[2]), corner.dtype), depth_y, depth_x
     y0, y1, x0, x1 = (v for axis in (y, x) for v in (axis[inside].min(), axis[inside].max()))
     near = Box(int(np.floor(y0)), int(np.floor(x0)), int(np.ceil(y1)) + 1, int(np.ceil(x1)) + 1)
     box = near.grown(REACH_PX).intersect(Box(0, 0, warp.height, warp.width))
     at_x, at_y = ((v - o).astype(np.float32) for v, o in ((np.clip(x, x0, x1), box.x0), (np.clip(y, y0, y1), box.y0)))
-    return _remapped(np.ascontiguousarray(crop(box)), at_x, at_y), depth_y, depth_x
+    if corner.dtype.kind == "f":  # sums of 64 float terms: what is left over the corner's value keeps constants exact
+        return _remapped(crop(box) - corner, at_x, at_y) + corner, depth_y, depth_x
+    return _remapped(crop(box), at_x, at_y), depth_y, depth_x
 
 
 def _positions(inverse: NDArray[np.float64], part: Box) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -92,15 +94,11 @@ def _positions(inverse: NDArray[np.float64], part: Box) -> tuple[NDArray[np.floa
 
 
 def _remapped(pixels: Pixels, x: NDArray[np.float32], y: NDArray[np.float32]) -> Pixels:
-    """Interpolate; OpenCV's kernel for floats does not quite sum to one, so its sum is divided out."""
     groups = [pixels[..., c : c + _CHANNELS] for c in range(0, pixels.shape[2], _CHANNELS)]
-    done = [_interpolated(np.ascontiguousarray(group), x, y) for group in groups]
-    joined: Pixels = done[0] if len(done) == 1 else np.concatenate(done, axis=2)
-    if joined.dtype.kind == "f":
-        joined /= _interpolated(np.ones((*pixels.shape[:2], 1), joined.dtype), x, y)
-    return joined
-
-
-def _interpolated(pixels: Pixels, x: NDArray[np.float32], y: NDArray[np.float32]) -> Pixels:
-    remapped = cv2.remap(pixels, x, y, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(remapped).reshape(*x.shape, pixels.shape[2])
+    done = [
+        np.asarray(
+            cv2.remap(np.ascontiguousarray(group), x, y, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE)
+        ).reshape(*x.shape, group.shape[2])
+        for group in groups
+    ]
+    return done[0] if len(done) == 1 else np.concatenate(done, axis=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from edge_scanner.devices.rig import Rig
 from edge_scanner.geometry import Position
 from edge_scanner.journal import Journal
 from edge_scanner.mosaic import Mosaic
+from edge_scanner.mosaic.mosaic import margin_px
 from edge_scanner.plan import ScanPlan, ScanRegion, auto_overlap_px
 from edge_scanner.pyramid import Pyramid
 from edge_scanner.record import Records, Timings
@@ -155,7 +155,7 @@ class Scan:
             plan,
             self.frame,
             self._frames,
-            margin_px=self._margin_px(),
+            margin_px=margin_px(config.stage_error_um, plan.pixel_size_um, registration=config.mosaic.registration),
             channels=channels,
             dtype=dtype,
             fill=fill,
@@ -263,11 +263,6 @@ class Scan:
             if chunk is None:
                 return
             yield chunk
-
-    def _margin_px(self) -> int:
-        if not self.config.mosaic.registration:
-            return 1
-        return math.ceil(4 * self.config.stage_error_um / self.plan.pixel_size_um) + 8
 
     def _timed(self, stage: str) -> _Timed:
         return _Timed(self.timings, stage)
