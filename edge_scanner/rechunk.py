@@ -18,7 +18,7 @@ from edge_scanner.errors import AbortedError, StoreError, UsageError
 from edge_scanner.geometry import Box
 from edge_scanner.store import Level, SlideStore
 
-_COPIES = 5
+_COPIES = 6
 """How often a shard's pixels are held at once: read, decoded, split, encoded, and joined."""
 _SHARD_CHUNKS = 8
 _SMALLEST, _LARGEST = 16, 8192
@@ -57,7 +57,7 @@ def rechunk(
     Lossless codecs keep every pixel; JPEG is compressed a second time. The result is a plain OME-Zarr for any reader;
     this program exports only stores of its own chunking.
 
-    Memory bound: five times the pixels of one output shard, whose side is chosen so that it stays below `memory_mb`.
+    Memory bound: six times the pixels of one output shard, whose side is chosen so that it stays below `memory_mb`.
 
     Parameters
     ----------

@@ -72,7 +72,7 @@ def test_nothing_is_stored_where_nothing_was_scanned(tmp_path: Path) -> None:
         ({"chunk": []}, UsageError, "0 chunk sizes"),
         ({"chunk": [8]}, UsageError, "8 px cannot be"),
         ({"chunk": [-1]}, UsageError, "cannot be"),
-        ({"chunk": [4096], "memory_mb": 64}, UsageError, "need 252 MB"),
+        ({"chunk": [4096], "memory_mb": 64}, UsageError, "need 302 MB"),
         ({"chunk": [64], "cancelled": lambda: True}, AbortedError, "cancelled"),
     ],
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from fractions import Fraction
@@ -140,8 +140,17 @@ class TiffWriter:
             self._flush()
         return offset
 
-    def copy_from(self, fd: int, offset: int, length: int) -> int:
+    def copy_from(self, fd: int, offset: int, length: int, patches: Iterable[tuple[int, bytes]] = ()) -> int:
         """Append a range of another file, inside the kernel where it can, and return its offset here.
+
+        Parameters
+        ----------
+        fd : int
+            The other file.
+        offset, length : int
+            The range in it.
+        patches : iterable of (int, bytes)
+            Bytes to write over the copy, at offsets from its start.
 
         Raises
         ------
@@ -149,18 +158,17 @@ class TiffWriter:
             The other file ends before the range does.
         """
         self._flush()
-        start = self._flushed
-        while length:
-            copied = self._copy_some(fd, offset, length)
+        start, end = self._flushed, self._flushed + length
+        at = start
+        while at < end:
+            copied = self._copy_some(fd, offset + at - start, end - at, at)
             if not copied:
                 raise EOFError
-            offset, length = offset + copied, length - copied
-            self._flushed += copied
+            at += copied
+        for place, data in patches:
+            os.pwrite(self._fd, data, start + place)
+        self._passed(length)
         return start
-
-    def patch(self, offset: int, data: bytes) -> None:
-        """Overwrite bytes that `copy_from` wrote."""
-        os.pwrite(self._fd, data, offset)
 
     def finish(self, chain: Sequence[Directory]) -> None:
         """Write the main chain of directories, and last of all the header's link to it."""
@@ -168,24 +176,29 @@ class TiffWriter:
         self._flush()
         first = links[0][0]
         for (_, link), (following, _) in pairwise(links):
-            self.patch(link, struct.pack("<Q", following))
-        self.patch(_LINK, struct.pack("<Q", first))
+            os.pwrite(self._fd, struct.pack("<Q", following), link)
+        os.pwrite(self._fd, struct.pack("<Q", first), _LINK)
 
     def _flush(self) -> None:
         view = memoryview(self._buffer)
         while view:
             written = os.pwrite(self._fd, view, self._flushed)
-            self._flushed += written
+            self._passed(written)
             view = view[written:]
         self._buffer = bytearray()
 
-    def _copy_some(self, fd: int, offset: int, length: int) -> int:
+    def _passed(self, count: int) -> None:
+        """Have the kernel begin to write what was passed to it, so that the final sync finds little left to do."""
+        os.posix_fadvise(self._fd, self._flushed, count, os.POSIX_FADV_DONTNEED)
+        self._flushed += count
+
+    def _copy_some(self, fd: int, offset: int, length: int, to: int) -> int:
         try:
-            return os.copy_file_range(fd, self._fd, length, offset, self._flushed)
+            return os.copy_file_range(fd, self._fd, length, offset, to)
         except OSError as error:
             if error.errno not in _NO_KERNEL_COPY:
                 raise
-        return os.pwrite(self._fd, os.pread(fd, min(length, _BUFFER), offset), self._flushed)
+        return os.pwrite(self._fd, os.pread(fd, min(length, _BUFFER), offset), to)
 
     def _directory(self, image: Directory) -> tuple[int, int]:
         """Write one directory and return its offset and that of its link to the next."""

@@ -16,6 +16,9 @@ from edge_scanner.errors import StoreError
 from edge_scanner.export.bigtiff import TiffWriter
 from edge_scanner.export.tile_codec import TileCodec
 from edge_scanner.store import SlideStore, StoredPart
+from edge_scanner.store.codec import GZIP_START
+
+_RUN = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +71,14 @@ def write_tiles(
         Truncated shard, corrupt index, damaged chunk.
     """
     grids, written, passed = [], 0, 0
+    transport = _copied if codec.copies else _encoded
     background: tuple[int, int] | None = None
     for number, level in enumerate(source.levels):
         shape = (source.layout.planes, level.rows * level.cols)
         grid = TileGrid(np.zeros(shape, np.uint64), np.zeros(shape, np.uint64), level.cols)
         for shard, parts in groupby(source.parts(number), key=lambda part: part.shard):
             with _opened(source.path / shard) as fd:
-                for count in _shard(fd, parts, codec, writer, grid):
+                for count in transport(fd, parts, codec, writer, grid):
                     written += count
                     tick(passed + int(np.count_nonzero(grid.counts)))
         if not grid.counts.all():
@@ -86,32 +90,44 @@ def write_tiles(
     return grids, written
 
 
-def _shard(fd: int, parts: Iterable[StoredPart], codec: TileCodec, writer: TiffWriter, grid: TileGrid) -> Iterator[int]:
-    """Write the tiles of one shard and yield how many at a time."""
-    if not codec.verbatim:
-        for part in parts:
-            data = os.pread(fd, part.length, part.offset)
-            if len(data) != part.length:
-                raise _truncated(part.shard)
-            tile = codec.tile(data)
-            grid.put(part, writer.append(tile), len(tile))
-            yield 1
-        return
+def _copied(
+    fd: int, parts: Iterable[StoredPart], codec: TileCodec, writer: TiffWriter, grid: TileGrid
+) -> Iterator[int]:
+    """Copy the chunks of one shard, many at once, and yield how many."""
     for run in _runs(parts):
         start, end = run[0].offset, run[-1].offset + run[-1].length
         if os.fstat(fd).st_size < end:
             raise _truncated(run[0].shard)
-        shift = writer.copy_from(fd, start, end - start) - start
-        for part in run:
-            grid.put(part, part.offset + shift, part.length)
+        places = [codec.place(os.pread(fd, GZIP_START, part.offset), part.length) for part in run]
+        patches = [
+            (part.offset - start + at, data)
+            for part, (_, _, wrapper) in zip(run, places, strict=True)
+            for at, data in wrapper
+        ]
+        shift = writer.copy_from(fd, start, end - start, patches) - start
+        for part, (at, count, _) in zip(run, places, strict=True):
+            grid.put(part, part.offset + shift + at, count)
         yield len(run)
 
 
+def _encoded(
+    fd: int, parts: Iterable[StoredPart], codec: TileCodec, writer: TiffWriter, grid: TileGrid
+) -> Iterator[int]:
+    """Encode the chunks of one shard anew and yield 1 after each."""
+    for part in parts:
+        data = os.pread(fd, part.length, part.offset)
+        if len(data) != part.length:
+            raise _truncated(part.shard)
+        tile = codec.transcode(data)
+        grid.put(part, writer.append(tile), len(tile))
+        yield 1
+
+
 def _runs(parts: Iterable[StoredPart]) -> Iterator[list[StoredPart]]:
-    """Group parts that follow each other without a gap."""
+    """Group parts that follow each other without a gap, up to 4 MiB."""
     run: list[StoredPart] = []
     for part in parts:
-        if run and part.offset != run[-1].offset + run[-1].length:
+        if run and (part.offset != run[-1].offset + run[-1].length or part.offset + part.length - run[0].offset > _RUN):
             yield run
             run = []
         run.append(part)

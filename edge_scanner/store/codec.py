@@ -20,7 +20,8 @@ _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _GZIP_HEAD = struct.Struct("<4sIBBH2sH")
 """RFC 1952: magic, method and flags; mtime; extra flags; system; extra length; one sub-field's id and length."""
 _GZIP_FIXED = (b"\x1f\x8b\x08\x04", 0, 0, 255, 8, b"A2", 4)
-_GZIP_START = _GZIP_HEAD.size + 4
+GZIP_START = _GZIP_HEAD.size + 4
+"""Where the deflate stream of a gzip chunk begins."""
 _ZLIB_HEAD = b"\x78\x01"
 _JPEG_END = b"\xff\xd9"
 
@@ -200,9 +201,47 @@ def gzip_to_zlib(data: bytes) -> bytes:
     StoreError
         When the wrapper is not this module's, so the Adler-32 is not known.
     """
-    if len(data) < _GZIP_START + 8 or data[: _GZIP_HEAD.size] != _GZIP_HEAD.pack(*_GZIP_FIXED):
+    stream = zlib_in_gzip(data[:GZIP_START], len(data))
+    return b"".join((_ZLIB_HEAD, memoryview(data)[GZIP_START:-8], stream.adler32))
+
+
+@dataclass(frozen=True, slots=True)
+class ZlibInGzip:
+    """Where a zlib stream comes to lie in a gzip chunk that gets `head` and `adler32` written over its own wrapper.
+
+    Parameters
+    ----------
+    offset, length : int
+        Of the zlib stream, bytes from the start of the chunk.
+    head, adler32 : bytes
+        Its first and last bytes; the deflate stream between them stays.
+    """
+
+    offset: int
+    length: int
+    head: bytes
+    adler32: bytes
+
+
+def zlib_in_gzip(start: bytes, length: int) -> ZlibInGzip:
+    """Return how a chunk of `Gzip.encode` becomes a zlib stream in its place.
+
+    Parameters
+    ----------
+    start : bytes
+        The first `GZIP_START` bytes of the chunk.
+    length : int
+        Of the whole chunk.
+
+    Raises
+    ------
+    StoreError
+        When the wrapper is not this module's, so the Adler-32 is not known.
+    """
+    if length < GZIP_START + 8 or start[: _GZIP_HEAD.size] != _GZIP_HEAD.pack(*_GZIP_FIXED):
         raise StoreError("A gzip chunk was not written by this program.", "Export with --compression zlib instead.")
-    return b"".join((_ZLIB_HEAD, memoryview(data)[_GZIP_START:-8], data[_GZIP_HEAD.size : _GZIP_START]))
+    offset = GZIP_START - len(_ZLIB_HEAD)
+    return ZlibInGzip(offset, length - 4 - offset, _ZLIB_HEAD, start[_GZIP_HEAD.size :])
 
 
 def _little_endian(pixels: Pixels) -> Any:
