@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from edge_scanner.errors import DiskLowError, StoreError
-from edge_scanner.tile import PlacedTile, Tile
+from edge_scanner.geometry import Position
+from edge_scanner.tile import FocusResult, Pixels, PlacedTile, Tile, Verdict
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS scan (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -26,7 +27,10 @@ CREATE TABLE IF NOT EXISTS tile (
     focus_score REAL, focus_z_um REAL, focus_frames INTEGER, in_focus INTEGER, focus_measured INTEGER,
     dz_um REAL, sigma_um REAL, timings_ms TEXT NOT NULL,
     truth_x_um REAL, truth_y_um REAL,
-    place_y_px REAL, place_x_px REAL, registered INTEGER, residual_px REAL);
+    place_y_px REAL, place_x_px REAL, registered INTEGER, residual_px REAL, crc32 INTEGER);
+CREATE TABLE IF NOT EXISTS pair (
+    first INTEGER, second INTEGER, at INTEGER NOT NULL,
+    dy_px REAL, dx_px REAL, sigma_px REAL, ncc REAL, margin REAL, PRIMARY KEY (first, second));
 CREATE TABLE IF NOT EXISTS chunk (
     level INTEGER, row INTEGER, col INTEGER, channel INTEGER,
     shard TEXT NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL, crc32c INTEGER,
@@ -87,8 +91,11 @@ class Journal:
             row = self._db.execute("SELECT value FROM scan WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
-    def tile(self, tile: Tile) -> None:
-        """Record what acquisition says of a target; durable with the next `commit`."""
+    def tile(self, tile: Tile, crc32: int | None) -> None:
+        """Record what acquisition says of a target; durable with the next `commit`.
+
+        A target that is recorded is not captured again, so its pixels must be durable before.
+        """
         r, f, t = tile.reached, tile.focus, tile.truth
         values = (
             tile.index, tile.row, tile.col, tile.position.x_um, tile.position.y_um,
@@ -96,7 +103,7 @@ class Journal:
             tile.verdict, tile.reason, tile.attempts,
             *((f.score, f.z_um, f.frames, f.in_focus, f.measured, f.dz_um, f.sigma_um) if f else (None,) * 7),
             json.dumps(dict(tile.timings_ms)), *((t.x_um, t.y_um) if t else (None,) * 2),
-            None, None, None, None,
+            None, None, None, None, crc32,
         )  # fmt: skip
         self._execute(f"INSERT OR REPLACE INTO tile VALUES ({','.join('?' * len(values))})", [values])
 
@@ -106,6 +113,10 @@ class Journal:
             "UPDATE tile SET place_y_px = ?, place_x_px = ?, registered = ?, residual_px = ? WHERE idx = ?",
             [(placed.y_px, placed.x_px, placed.registered, placed.residual_px, placed.index)],
         )
+
+    def pair(self, at: int, first: int, second: int, measured: tuple[float, ...]) -> None:
+        """Record a pair's shift (dy_px, dx_px, sigma_px, ncc, margin), measured when the tile `at` came."""
+        self._execute("INSERT OR REPLACE INTO pair VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [(first, second, at, *measured)])
 
     def parts(self, parts: Iterable[Part]) -> None:
         """Record where encoded chunks lie, and commit: from now on they count as stored."""
@@ -123,10 +134,20 @@ class Journal:
 
     def tiles(self) -> list[dict[str, Any]]:
         """Return every recorded target, in index order, as plain dictionaries."""
-        with self._lock:
-            cursor = self._db.execute("SELECT * FROM tile ORDER BY idx")
-            names = [column[0] for column in cursor.description]
-            return [dict(zip(names, row, strict=True)) for row in cursor]
+        return self._rows("SELECT * FROM tile ORDER BY idx")
+
+    def pairs(self) -> list[dict[str, Any]]:
+        """Return every recorded pair as plain dictionaries."""
+        return self._rows("SELECT * FROM pair ORDER BY first, second")
+
+    def chunks(self) -> list[dict[str, Any]]:
+        """Return every recorded part of a chunk as plain dictionaries: the fields of `Part`."""
+        return self._rows("SELECT * FROM chunk ORDER BY level, row, col, channel")
+
+    def forget_chunks(self, keys: Iterable[tuple[int, int, int]]) -> None:
+        """Take back (level, row, col) that turned out damaged, and commit."""
+        self._execute("DELETE FROM chunk WHERE level = ? AND row = ? AND col = ?", list(keys))
+        self.commit()
 
     def close(self) -> None:
         """Commit and close; safe to call twice."""
@@ -140,12 +161,41 @@ class Journal:
             finally:
                 self._db.close()
 
+    def _rows(self, sql: str) -> list[dict[str, Any]]:
+        try:
+            with self._lock:
+                cursor = self._db.execute(sql)
+                names = [column[0] for column in cursor.description]
+                return [dict(zip(names, row, strict=True)) for row in cursor]
+        except sqlite3.Error as error:
+            raise _failure(error) from error
+
     def _execute(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
         try:
             with self._lock:
                 self._db.executemany(sql, rows)
         except sqlite3.Error as error:
             raise _failure(error) from error
+
+
+def tile_of(row: Mapping[str, Any], pixels: Pixels | None) -> Tile:
+    """Return a recorded target as a tile again."""
+    reached = focus = truth = None
+    if row["reached_x_um"] is not None:
+        reached = Position(row["reached_x_um"], row["reached_y_um"], row["reached_z_um"])
+    if row["focus_z_um"] is not None:
+        focus = FocusResult(
+            row["focus_score"], row["focus_z_um"], row["focus_frames"], bool(row["in_focus"]),
+            bool(row["focus_measured"]), row["dz_um"], row["sigma_um"],
+        )  # fmt: skip
+    if row["truth_x_um"] is not None:
+        truth = Position(row["truth_x_um"], row["truth_y_um"], 0.0)
+    z_um = focus.z_um if focus else 0.0
+    position = Position(row["target_x_um"], row["target_y_um"], z_um)
+    return Tile(
+        row["idx"], row["row"], row["col"], position, reached, pixels, focus, Verdict(row["verdict"]), row["attempts"],
+        row["reason"], json.loads(row["timings_ms"]), truth,
+    )  # fmt: skip
 
 
 def _failure(error: sqlite3.Error) -> StoreError | DiskLowError:

@@ -186,7 +186,7 @@ class ScanPlan:
         try:
             raw = json.loads(text)
         except ValueError as error:
-            raise PlanError(f"The plan is not JSON ({error}).", "Write one with `edge-scanner ctl plan`.") from error
+            raise PlanError(f"The plan is not JSON ({error}).", "The README shows one.") from error
         return cls.from_dict(raw)
 
     @classmethod
@@ -207,7 +207,8 @@ class ScanPlan:
             raise PlanError("The plan's tile size and overlap must be whole numbers of pixels.")
         if not isinstance(raw["pixel_size_um"], int | float):
             raise PlanError("The plan's pixel_size_um must be a number.")
-        return cls(ScanRegion(**region), *(raw[k] for k in whole[:2]), float(raw["pixel_size_um"]), raw["overlap_px"])
+        height, width, overlap = (raw[k] for k in whole)
+        return cls(ScanRegion(**region), height, width, float(raw["pixel_size_um"]), overlap)
 
     @classmethod
     def load(cls, path: Path) -> ScanPlan:

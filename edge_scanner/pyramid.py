@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
 from edge_scanner.tile import Chunk, Pixels
+
+
+Key = tuple[int, int, int]
+"""(level, row, col)."""
+
+
+class Halves(Protocol):
+    """Where halved children wait for their parent."""
+
+    def put(self, key: Key, half: Pixels) -> None:
+        """Keep a halved child (y, x, c)."""
+        ...
+
+    def get(self, key: Key) -> Pixels | None:
+        """Return a halved child that was kept; None where the child had no pixels."""
+        ...
 
 
 @dataclass(slots=True)
@@ -33,14 +49,27 @@ class Pyramid:
         Value of unscanned area.
     chunk_px : int
         Even.
+    halves : Halves, optional
+        Keeps every halved child until its parent is in the store, so that a scan can be resumed.
+    stored : set of (int, int, int)
+        (level, row, col) of chunks that are in the store already.
     """
 
     def __init__(
-        self, shapes: Sequence[tuple[int, int]], *, channels: int, dtype: np.dtype[Any], fill: int, chunk_px: int = 512
+        self,
+        shapes: Sequence[tuple[int, int]],
+        *,
+        channels: int,
+        dtype: np.dtype[Any],
+        fill: int,
+        chunk_px: int = 512,
+        halves: Halves | None = None,
+        stored: Set[Key] = frozenset(),
     ) -> None:
         self._shapes = shapes
+        self._halves, self._stored = halves, stored
         self._channels, self._dtype, self._fill, self._chunk_px = channels, dtype, fill, chunk_px
-        self._parents: dict[tuple[int, int, int], _Parent] = {}
+        self._parents: dict[Key, _Parent] = {}
 
     def cascade(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Yield each chunk and, after it, the coarser ones that it finished."""
@@ -61,12 +90,12 @@ class Pyramid:
         parent = self._parents.get(key)
         if parent is None:
             parent = self._parents[key] = _Parent(self._children(child.level, row, col))
-        if child.pixels is not None:
-            self._paste(key, parent, child)
+        if key not in self._stored and (half := self._half(child)) is not None:
+            self._paste(key, parent, child, half)
         parent.missing -= 1
         if parent.missing == 0:
             del self._parents[key]
-            done = Chunk(level, row, col, parent.pixels)
+            done = Chunk(level, row, col, parent.pixels, key in self._stored)
             yield done
             yield from self._up(done)
 
@@ -74,15 +103,23 @@ class Pyramid:
         rows, cols = (-(-side // self._chunk_px) for side in self._shapes[level])
         return min(2, rows - 2 * row) * min(2, cols - 2 * col)
 
-    def _paste(self, key: tuple[int, int, int], parent: _Parent, child: Chunk) -> None:
+    def _half(self, child: Chunk) -> Pixels | None:
+        if child.stored and self._halves is not None:
+            return self._halves.get(child.key)
+        if child.pixels is None:
+            return None
+        half = halved(child.pixels)
+        if self._halves is not None:
+            self._halves.put(child.key, half)
+        return half
+
+    def _paste(self, key: Key, parent: _Parent, child: Chunk, half: Pixels) -> None:
         level, row, col = key
         t = self._chunk_px
         if parent.pixels is None:
             height, width = self._shapes[level]
             shape = (min(t, height - row * t), min(t, width - col * t), self._channels)
             parent.pixels = np.full(shape, self._fill, self._dtype)
-        assert child.pixels is not None
-        half = halved(child.pixels)
         y, x = (child.row % 2) * (t // 2), (child.col % 2) * (t // 2)
         parent.pixels[y : y + half.shape[0], x : x + half.shape[1]] = half
 

@@ -167,12 +167,20 @@ class Chunk:
         Place in the pyramid; level 0 is full resolution.
     pixels : ndarray or None
         (y, x, c), chunk-sized except at the canvas edge, where it is clipped to the canvas.
+    stored : bool
+        It is in the store already (a resumed scan); `pixels` is None then.
     """
 
     level: int
     row: int
     col: int
     pixels: Pixels | None
+    stored: bool = False
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """(level, row, col)."""
+        return self.level, self.row, self.col
 
     def __post_init__(self) -> None:
         if self.pixels is not None:

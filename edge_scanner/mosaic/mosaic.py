@@ -91,6 +91,10 @@ class Mosaic:
         """Share of the canvas that a tile covers, over the chunks that are out."""
         return self._covered_px / (self._canvas.height * self._canvas.width)
 
+    def is_stored(self, index: int) -> bool:
+        """Tell whether every chunk that a target can touch is in the store, so that its pixels are not needed."""
+        return all((0, row, col) in self._stored for row, col in self._ledger.chunks_of(index))
+
     def add(self, placed: PlacedTile) -> Iterator[Chunk]:
         """Take a tile's place and yield the chunks that are finished by it.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -30,6 +32,7 @@ BACKLASH_SIGMAS = 3.0
 TERMS = 4
 
 Edge = tuple[int, int]
+NOTHING_KNOWN: Mapping[Edge, Match] = MappingProxyType({})
 Places = dict[int, tuple[float, float]]
 
 
@@ -89,6 +92,11 @@ class Registrar:
         Sigma of the stage's repeatability; bounds every shift and every place (three sigma an axis, and a pixel).
     enabled : bool
         False: every tile is committed at once at its nominal place.
+
+    Attributes
+    ----------
+    fresh : dict of (int, int) to Match
+        The pairs that the last `add` measured.
     """
 
     def __init__(self, plan: ScanPlan, frame: MosaicFrame, *, stage_error_um: float, enabled: bool = True) -> None:
@@ -112,6 +120,7 @@ class Registrar:
         self._tiles = 0
         self._registered = 0
         self._guesses: dict[int, tuple[float, float]] = {}
+        self.fresh: dict[Edge, Match] = {}
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -123,10 +132,17 @@ class Registrar:
         """Bytes of strips held."""
         return self._strips.nbytes
 
-    def add(self, tile: Tile) -> list[PlacedTile]:
+    def add(self, tile: Tile, known: Mapping[Edge, Match] = NOTHING_KNOWN) -> list[PlacedTile]:
         """Take in a target's outcome; return the tiles of the rows that commit now, in index order.
 
         Every target is reported exactly once, in any order, blank and rejected ones too.
+
+        Parameters
+        ----------
+        tile : Tile
+        known : mapping of (int, int) to Match, optional
+            Pairs of this tile that were measured before, by (first, second) index: a resumed scan has them from its
+            journal, and needs the pixels only of tiles that have neighbours still to come.
 
         Raises
         ------
@@ -142,8 +158,13 @@ class Registrar:
             raise ScannerError(f"Target {tile.index} was reported to registration twice.", "Report this as a bug.")
         row[tile.index] = tile.verdict
         textured = tile.pixels if tile.verdict is Verdict.ACCEPTED else None
-        for first, second, a, b in self._strips.exchange(tile.index, textured):
-            self._matches[first, second] = match(a, b, self._search_px)
+        pairs = self._strips.exchange(tile.index, textured)
+        self.fresh = {
+            (first, second): match(a, b, self._search_px)
+            for first, second, a, b in pairs
+            if (first, second) not in known
+        }
+        self._matches |= {**known, **self.fresh}
         self._guesses[tile.index] = self._guess(tile.index)
         complete = self._next_row
         while len(self._ledger.get(complete, ())) == self._plan.cols:

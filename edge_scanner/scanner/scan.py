@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,20 +20,24 @@ from edge_scanner.acquire import Acquirer
 from edge_scanner.config import Config
 from edge_scanner.devices.rig import Rig
 from edge_scanner.geometry import Position
-from edge_scanner.journal import Journal
+from edge_scanner.journal import Journal, tile_of
 from edge_scanner.mosaic import Mosaic
 from edge_scanner.mosaic.mosaic import margin_px
 from edge_scanner.plan import ScanPlan, ScanRegion, auto_overlap_px
-from edge_scanner.pyramid import Pyramid
+from edge_scanner.pyramid import Key, Pyramid
 from edge_scanner.record import Records, Timings
-from edge_scanner.register import Registrar
-from edge_scanner.spool import Spool
+from edge_scanner.register import Match, Registrar
+from edge_scanner.spool import HalvesOnDisk, Spool, checksum, sync_filesystem
+from edge_scanner.store import SlideStore, StoredPart
 from edge_scanner.store.codec import make_codec
 from edge_scanner.store.metadata import Channel, SlideMetadata
 from edge_scanner.tile import Chunk, PlacedTile, Tile, Verdict
 
 COMMIT_CHUNKS = 128
 """Chunks appended between two commits of the store."""
+CHECKPOINT_TILES = 16
+CHECKPOINT_S = 5.0
+"""Tiles accepted, or seconds passed, between two groups that are made durable."""
 
 
 def make_plan(config: Config, region: ScanRegion) -> ScanPlan:
@@ -124,6 +131,8 @@ class Scan:
     aborted : callable
     on_stored : callable
         Told the (level, row, col) of chunks that a reader of the store can see from now on.
+    resume : bool
+        The folder holds an unfinished scan; call `recover` before anything else.
     """
 
     def __init__(
@@ -138,6 +147,7 @@ class Scan:
         wait_if_paused: Callable[[], None] = lambda: None,
         aborted: Callable[[], bool] = lambda: False,
         on_stored: Callable[[list[tuple[int, int, int]]], object] = lambda _: None,
+        resume: bool = False,
     ) -> None:
         self.config, self.plan, self.folder, self.scan_id = config, plan, folder, scan_id
         self.frame = plan.frame()
@@ -151,6 +161,10 @@ class Scan:
         keep = config.scan.keep_tiles
         self.spool = Spool(folder / ("tiles" if keep else "spool"), int(config.scan.cache_mb * 1e6), keep=keep)
         self._frames = _Frames(self.spool)
+        self.journal = Journal(folder / "journal.sqlite")
+        self.store = self._open_store() if resume else self._create_store(scan_id, acquired)
+        self._stored = self._recover_store() if resume else frozenset[Key]()
+        self.halves = HalvesOnDisk(folder / "spool", dtype)
         self.mosaic = Mosaic(
             plan,
             self.frame,
@@ -162,22 +176,24 @@ class Scan:
             feather_px=config.mosaic.feather_px,
             cubic=config.mosaic.placement == "cubic",
             chunk_px=chunk_px,
-        )
-        self.store = stores.create(
-            folder / "slide.ome.zarr",
-            height_px=self.frame.height_px,
-            width_px=self.frame.width_px,
-            channels=channels,
-            dtype=dtype,
-            codec=make_codec(config),
-            fill_value=fill,
-            metadata=slide_metadata(config, plan, scan_id, acquired),
-            chunk_px=chunk_px,
+            stored=self._stored,
         )
         shapes = [(level.height_px, level.width_px) for level in self.store.levels]
-        self.pyramid = Pyramid(shapes, channels=channels, dtype=dtype, fill=fill, chunk_px=chunk_px)
-        self.journal = Journal(folder / "journal.sqlite")
+        self.pyramid = Pyramid(
+            shapes,
+            channels=channels,
+            dtype=dtype,
+            fill=fill,
+            chunk_px=chunk_px,
+            halves=self.halves,
+            stored=self._stored,
+        )
         self._on_stored = on_stored
+        self._unsaved: list[Callable[[], None]] = []
+        self._unsaved_tiles = 0
+        self._unsaved_lock = threading.Lock()
+        self._checkpoint_s = time.monotonic()
+        self.durable_tiles = 0
         self._seen: set[int] = set()
         self._watermark = _Watermark()
         self._commit_lock = threading.Lock()
@@ -185,7 +201,7 @@ class Scan:
 
     def acquire(self) -> Iterator[Tile]:
         """Yield a tile for each target of the plan, in order."""
-        for tile in self.acquirer.run(self.plan):
+        for tile in self.acquirer.run(target for target in self.plan if target.index not in self._seen):
             self._seen.add(tile.index)
             yield tile
 
@@ -203,13 +219,22 @@ class Scan:
         self._frames.release(self._durable)
         self.timings.add_all(tile.timings_ms)
         self.records.tile(tile)
-        self.journal.tile(tile)
+        crc = None
         if tile.pixels is not None:
             with self._timed("spool"):
                 self.spool.put(tile.index, tile.pixels)
+                crc = checksum(tile.pixels)
         with self._timed("register"):
             placed = self.registrar.add(tile)
+        fresh = self.registrar.fresh
+        with self._unsaved_lock:
+            bare = replace(tile, pixels=None)
+            self._unsaved.append(lambda: self._journal_tile(bare, crc, fresh))
+            self._unsaved_tiles += 1
         yield from self._chunks(placed)
+        if self._unsaved_tiles >= CHECKPOINT_TILES or time.monotonic() - self._checkpoint_s >= CHECKPOINT_S:
+            with self._timed("checkpoint"):
+                self.checkpoint()
 
     def end(self) -> Iterator[Numbered]:
         """Yield the chunks that were waiting for the last tiles."""
@@ -217,6 +242,9 @@ class Scan:
 
     def write(self, numbered: Numbered) -> None:
         """Encode a chunk and append it to the store; commits every now and then."""
+        if numbered.chunk.stored:
+            self._watermark.done(numbered.number)
+            return
         with self._timed("encode"):
             encoded = self.store.encode(numbered.chunk)
         with self._timed("write"):
@@ -224,11 +252,31 @@ class Scan:
             if self._watermark.done(numbered.number) - self._durable >= COMMIT_CHUNKS:
                 self.commit()
 
+    def checkpoint(self) -> None:
+        """Make the tiles placed so far durable: their pixels first, then, in one commit, what the journal says."""
+        with self._commit_lock:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        with self._unsaved_lock:
+            unsaved, self._unsaved = self._unsaved, []
+            count, self._unsaved_tiles = self._unsaved_tiles, 0
+        self._checkpoint_s = time.monotonic()
+        sync_filesystem(self.folder)
+        for save in unsaved:
+            save()
+        self.journal.commit()
+        self.durable_tiles += count
+
     def commit(self) -> None:
-        """Make what was appended durable and visible, in this order: bytes, journal, index; then free the spool."""
+        """Make what was appended durable and visible: tiles, then bytes, journal, index; then free the spool."""
         with self._commit_lock:
             below = self._watermark.below
+            self.halves.rotate()
+            self._checkpoint()
             parts = self.store.commit(self.journal.parts)
+            for level, row, col in {(p.level, p.row, p.col) for p in parts if p.level > 0}:
+                self.halves.release((level, row, col))
             self._durable = below
         if parts:
             self._on_stored(sorted({(p.level, p.row, p.col) for p in parts}))
@@ -243,14 +291,19 @@ class Scan:
         """Close the files; the scan may be complete or not."""
         self.journal.close()
         self.store.close()
-        if self.mosaic.complete:
+        self.halves.close()
+        if self.mosaic.complete and self._durable == self._frames.emitted:
+            self.halves.clear()
             self._frames.release(self._durable)
             self.spool.close()
+            with contextlib.suppress(OSError):
+                (self.folder / "spool").rmdir()
 
     def _chunks(self, placed: Iterable[PlacedTile]) -> Iterator[Numbered]:
         for place in placed:
             self.records.place(place)
-            self.journal.place(place)
+            with self._unsaved_lock:
+                self._unsaved.append(partial(self.journal.place, place))
             for chunk in self._timed_each("mosaic", self.pyramid.cascade(self.mosaic.add(place))):
                 number = self._frames.emitted
                 self._frames.emitted += 1
@@ -263,6 +316,72 @@ class Scan:
             if chunk is None:
                 return
             yield chunk
+
+    def recover(self) -> None:
+        """Go back to where an earlier run left off: everything durable is taken over, nothing else.
+
+        Tiles are replayed in index order with the pair shifts that were measured then, so that every later result is
+        that of a run without the break.
+        """
+        pairs: dict[int, dict[tuple[int, int], Match]] = {}
+        for p in self.journal.pairs():
+            shift = Match(p["dy_px"], p["dx_px"], p["sigma_px"], p["ncc"], p["margin"])
+            pairs.setdefault(p["at"], {})[p["first"], p["second"]] = shift
+        measured = []
+        for row in self.journal.tiles():
+            tile = self._journalled(row)
+            if tile is None:
+                continue
+            self._seen.add(tile.index)
+            self.durable_tiles += 1
+            if tile.focus is not None:
+                measured.append((self.plan.target(tile.index), tile.focus))
+            self.timings.add_all(tile.timings_ms)
+            self.records.tile(tile)
+            for numbered in self._chunks(self.registrar.add(tile, pairs.get(tile.index, {}))):
+                self.write(numbered)
+        self.acquirer.restore(measured)
+
+    def _journalled(self, row: dict[str, Any]) -> Tile | None:
+        """Return a recorded tile with its pixels, where they are still needed; None when those are damaged."""
+        camera = self.config.camera
+        shape = (camera.height_px, camera.width_px, camera.channels)
+        verdict = Verdict(row["verdict"])
+        pixels = None
+        if verdict is not Verdict.REJECTED:
+            pixels = self.spool.recover(row["idx"], shape, self.store.dtype, row["crc32"])
+            if pixels is None and not self.mosaic.is_stored(row["idx"]):
+                return None
+        return tile_of(row, pixels)
+
+    def _create_store(self, scan_id: str, acquired: str) -> SlideStore:
+        config = self.config
+        return stores.create(
+            self.folder / "slide.ome.zarr",
+            height_px=self.frame.height_px,
+            width_px=self.frame.width_px,
+            channels=config.camera.channels,
+            dtype=np.dtype(np.uint8 if config.camera.bits == 8 else np.uint16),
+            codec=make_codec(config),
+            fill_value=config.fill_value,
+            metadata=slide_metadata(config, self.plan, scan_id, acquired),
+            chunk_px=config.mosaic.chunk_px,
+        )
+
+    def _open_store(self) -> SlideStore:
+        return stores.open(self.folder / "slide.ome.zarr")
+
+    def _recover_store(self) -> frozenset[Key]:
+        """Make the store hold exactly what the journal says, less what is damaged; return its chunks."""
+        parts = [StoredPart(**row) for row in self.journal.chunks()]
+        damaged = {(p.level, p.row, p.col) for p in self.store.rebuild_index(parts)}
+        self.journal.forget_chunks(damaged)
+        return frozenset((p.level, p.row, p.col) for p in parts) - damaged
+
+    def _journal_tile(self, tile: Tile, crc: int | None, pairs: Mapping[tuple[int, int], Match]) -> None:
+        self.journal.tile(tile, crc)
+        for (first, second), m in pairs.items():
+            self.journal.pair(tile.index, first, second, (m.dy_px, m.dx_px, m.sigma_px, m.ncc, m.margin))
 
     def _timed(self, stage: str) -> _Timed:
         return _Timed(self.timings, stage)

@@ -1,0 +1,107 @@
+"""A scan that was broken off anywhere goes on to the very same pixels, and captures nothing durable again."""
+
+import shutil
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scan_rig import homed_rig, levels_of, new_scan, small_config
+
+from edge_scanner.scanner import scan as scans
+from edge_scanner.scanner.scan import Scan, run_nested
+
+WRONG = ("sim.stage_error_um=3", "sim.backlash_um=2", "mosaic.codec=jpeg", "mosaic.chunk_px=256")
+REGION = (0.0, 0.0, 1.0, 0.9)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """An uninterrupted scan: configuration, folder, levels."""
+    root = tmp_path_factory.mktemp("straight")
+    config = small_config(root, *WRONG)
+    scan = new_scan(config, root / "scan", region=REGION)
+    run_nested(scan)
+    scan.close()
+    return config, scan, levels_of(root / "scan")
+
+
+def crashed(config, folder, tiles, chunks, checkpoint, commit):
+    """Run a part of a scan, and leave its folder as a crash would: nothing flushed, nothing closed."""
+    live = folder.with_name("live")
+    scan = new_scan(config, live, region=REGION)
+    written = 0
+    for n, tile in enumerate(islice(scan.acquire(), tiles)):
+        for numbered in scan.place(tile):
+            if written < chunks:
+                scan.write(numbered)
+                written += 1
+        if checkpoint and n % checkpoint == checkpoint - 1:
+            scan.checkpoint()
+        if commit and n % commit == commit - 1:
+            scan.commit()
+    shutil.copytree(live, folder)
+    scan.close()
+    shutil.rmtree(live)
+    return scan.durable_tiles
+
+
+def resumed(config, plan, folder):
+    captured = []
+    scan = Scan(config, homed_rig(config), plan, folder, scan_id="scan", resume=True)
+    scan.recover()
+    acquire = scan.acquirer.run
+
+    def counting(targets):
+        for tile in acquire(targets):
+            captured.append(tile.index)
+            yield tile
+
+    scan.acquirer.run = counting
+    run_nested(scan)
+    scan.close()
+    return scan, captured
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    tiles=st.integers(0, 30), chunks=st.integers(0, 40), checkpoint=st.integers(0, 5), commit=st.integers(0, 9)
+)  # fmt: skip
+def test_resumed_equals_uninterrupted(straight, tmp_path_factory, tiles, chunks, checkpoint, commit):
+    config, whole, expected = straight
+    folder = tmp_path_factory.mktemp("crash") / "scan"
+    durable = crashed(config, folder, tiles, chunks, checkpoint, commit)
+    scan, captured = resumed(config, whole.plan, folder)
+    assert len(captured) == len(whole.plan) - durable, "durable tiles are not captured again"
+    places = [(r.placed.y_px, r.placed.x_px, r.placed.registered) for r in scan.records.all()]
+    assert places == [(r.placed.y_px, r.placed.x_px, r.placed.registered) for r in whole.records.all()]
+    for ours, theirs in zip(levels_of(folder), expected, strict=True):
+        assert np.array_equal(ours, theirs)
+    assert not (folder / "spool").exists()
+
+
+def test_a_damaged_spooled_frame_is_captured_again_and_a_damaged_chunk_made_again(straight, tmp_path):
+    config, whole, expected = straight
+    folder = tmp_path / "scan"
+    durable = crashed(config, folder, 14, 99, 1, 7)
+    frame = sorted((folder / "spool").glob("*.tif"))[-1]
+    data = bytearray(frame.read_bytes())
+    data[-1000:-900] = bytes(100)
+    frame.write_bytes(data)
+    _, captured = resumed(config, whole.plan, folder)
+    assert int(frame.stem) in captured
+    assert len(captured) == len(whole.plan) - durable + 1
+    for ours, theirs in zip(levels_of(folder), expected, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_group_sizes_do_not_show(straight, tmp_path, monkeypatch):
+    config, _, expected = straight
+    monkeypatch.setattr(scans, "COMMIT_CHUNKS", 3)
+    monkeypatch.setattr(scans, "CHECKPOINT_TILES", 2)
+    scan = new_scan(config, tmp_path / "scan", region=REGION)
+    run_nested(scan)
+    scan.close()
+    for ours, theirs in zip(levels_of(tmp_path / "scan"), expected, strict=True):
+        assert np.array_equal(ours, theirs)
