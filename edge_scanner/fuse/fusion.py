@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -92,6 +93,17 @@ class Fusion:
         self._flat = self.axes == 2 and look.order == 3
         around = np.array([_around(m, self._sides[::-1]) for m in self._matrices])
         self._low, self._high = around[:, 0], around[:, 1]
+
+    @property
+    def tile_extent(self) -> tuple[int, int, int]:
+        """Height and width that a tile has in the mosaic at most, px, and the bytes of one in memory."""
+        height, width = (int(v) for v in (self._high - self._low).max(axis=0)[-2:])
+        return height, width, math.prod(self._sides) * (self.channels or 1) * self._dtype.itemsize
+
+    @property
+    def tile_sides(self) -> tuple[int, ...]:
+        """Shape of a tile without its channels."""
+        return self._sides
 
     def touching(self, start: Sequence[int], shape: Sequence[int]) -> list[int]:
         """Return the tiles whose bounding box meets a block of the canvas; array order."""
