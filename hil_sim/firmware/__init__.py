@@ -1,0 +1,1 @@
+"""One file a controller; the name of the protocol is the module's."""

@@ -1,0 +1,61 @@
+"""What an emulated controller is: bytes in, bytes out, motion on a clock that is handed in."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hil_sim.mechanics import Mechanics
+
+
+@dataclass(slots=True)
+class Faults:
+    """What is wrong with the controller at the moment; the line's own faults are `hil_sim.noise`'s."""
+
+    stuck_busy: bool = False
+    idle_early: bool = False
+
+
+class Firmware(ABC):
+    """A controller without a line: a pure machine of bytes and time, the same whatever drives it.
+
+    Parameters
+    ----------
+    mechanics : Mechanics
+    send : callable
+        Takes one whole reply at a time.
+    """
+
+    def __init__(self, mechanics: Mechanics, send: Callable[[bytes], None]) -> None:
+        self.mechanics = mechanics
+        self.faults = Faults()
+        self.halts = 0
+        self.refused = 0
+        self._send = send
+
+    @abstractmethod
+    def boot(self, now_s: float) -> None:
+        """Start as after power on or a hardware reset; motion stops dead and the position is forgotten."""
+
+    @abstractmethod
+    def receive(self, data: bytes, now_s: float) -> None:
+        """Take bytes from the line."""
+
+    def tick(self, now_s: float) -> None:
+        """Do what is due."""
+
+    def due_s(self) -> float:
+        """Return when `tick` is wanted next."""
+        return math.inf
+
+    def hit_limit(self, now_s: float) -> None:
+        """Fault: a limit switch closes."""
+        self.mechanics.freeze(now_s)
+
+    def is_busy(self, now_s: float) -> bool:
+        """Return what it says of itself: true motion, bent by the faults."""
+        if self.faults.stuck_busy:
+            return True
+        return not self.faults.idle_early and self.mechanics.moving(now_s)

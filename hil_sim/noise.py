@@ -1,0 +1,59 @@
+"""What happens to bytes on a bad line: garbled, dropped, late. Deterministic by seed and order."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Noise:
+    """Rates and delays that are in force.
+
+    Parameters
+    ----------
+    garble, drop : float
+        Share of replies in which one byte is changed, and of replies of which a byte is missing.
+    lose : float
+        Share of replies that never come.
+    late_s : float
+        Delay of every reply.
+    """
+
+    garble: float = 0.0
+    drop: float = 0.0
+    lose: float = 0.0
+    late_s: float = 0.0
+
+
+class Wire:
+    """The way of replies to the host, with the noise in force."""
+
+    def __init__(self, seed: int) -> None:
+        self.noise = Noise()
+        self._dice = random.Random(seed)
+        self._under_way: deque[tuple[float, bytes]] = deque()
+
+    def put(self, reply: bytes, now_s: float) -> None:
+        """Send a reply on its way."""
+        noise, dice = self.noise, self._dice
+        if dice.random() < noise.lose:
+            return
+        data = bytearray(reply)
+        if data and dice.random() < noise.garble:
+            data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        if data and dice.random() < noise.drop:
+            del data[dice.randrange(len(data))]
+        self._under_way.append((now_s + noise.late_s, bytes(data)))
+
+    def due_s(self) -> float:
+        """Return when the next reply arrives."""
+        return self._under_way[0][0] if self._under_way else float("inf")
+
+    def take(self, now_s: float) -> bytes:
+        """Return what has arrived."""
+        arrived = bytearray()
+        while self._under_way and self._under_way[0][0] <= now_s:
+            arrived += self._under_way.popleft()[1]
+        return bytes(arrived)
