@@ -79,7 +79,7 @@ class Acquirer:
         self._wait_if_paused = wait_if_paused
         self._shading = shading or NoShading()
         self._focus = make_focus(config)
-        self._mover = _Mover(rig, config.stage.settle_ms, aborted)
+        self._mover = Mover(rig, config.stage.settle_ms, aborted)
         self._surface = FocusSurface()
         self._measured: deque[tuple[int, Position]] = deque()
 
@@ -112,6 +112,20 @@ class Acquirer:
                         f"{rejected} targets in a row had no usable frame; the last one's reason: {tile.reason}",
                         "Check the camera and its cable, then resume the scan.",
                     )
+        finally:
+            self._rig.illumination.off()
+
+    def look(self, target: Target, z_um: float) -> Pixels:
+        """Return one frame (y, x, c) of a target at a z, outside of any run: to compare with an earlier one.
+
+        Raises
+        ------
+        DeviceError
+            When the stage or the camera fails.
+        """
+        try:
+            self._rig.illumination.on()
+            return self._shading.apply(_Visit(self._mover, target, self._config.scan.attempts).snap(z_um).pixels)
         finally:
             self._rig.illumination.off()
 
@@ -151,8 +165,17 @@ class Acquirer:
             self._measured.append((target.index, Position(target.x_um, target.y_um, best_um)))
 
 
-class _Mover:
-    """The stage as acquisition moves it, and the frames it takes there."""
+class Mover:
+    """The stage as acquisition moves it, and the frames it takes there.
+
+    Parameters
+    ----------
+    rig : Rig
+        Open and homed.
+    settle_ms : float
+    aborted : callable
+        Asked before every move and every frame.
+    """
 
     def __init__(self, rig: Rig, settle_ms: float, aborted: Callable[[], bool]) -> None:
         self.rig = rig
@@ -255,7 +278,7 @@ class _Visit:
     Holds no frames, only where each of them was taken.
     """
 
-    def __init__(self, mover: _Mover, target: Target, attempts: int) -> None:
+    def __init__(self, mover: Mover, target: Target, attempts: int) -> None:
         self._mover = mover
         self._target = target
         self._allowed = attempts

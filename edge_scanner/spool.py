@@ -45,6 +45,9 @@ class Spool:
         self._cached = 0
         self._layout: dict[int, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
 
+    def __contains__(self, index: int) -> bool:
+        return index in self._layout
+
     def path(self, index: int) -> Path:
         """Return the frame's file."""
         return self._folder / f"{index:06d}.tif"

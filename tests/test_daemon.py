@@ -22,7 +22,7 @@ AREA = [word for key, value in REGION.items() for word in (f"--{key.replace('_',
 
 
 @contextlib.contextmanager
-def daemon(root: Path, *more: str):
+def daemon(root: Path, *more: str, dies: bool = False):
     with tempfile.TemporaryDirectory(prefix="es-") as sockets:
         endpoint = f"ipc://{sockets}/c"
         command = [sys.executable, "-m", "edge_scanner", "run"]
@@ -38,7 +38,7 @@ def daemon(root: Path, *more: str):
             child.terminate()
             _, complaint = child.communicate(timeout=60)
             assert "Traceback" not in complaint, complaint
-    assert child.returncode == 0, complaint
+    assert dies or child.returncode == 0, complaint
 
 
 def ctl(endpoint, *words):
@@ -142,6 +142,32 @@ def test_sigterm_in_mid_scan_ends_with_exit_0_and_leaves_the_scan_unfinished(tmp
         assert client.status()["state"] == "IDLE"
         client.shutdown()
         assert again.wait(timeout=30) == 0
+
+
+def test_killed_in_mid_scan_and_resumed_to_the_same_pixels(tmp_path):
+    wrong = ("sim.stage_error_um=3", "mosaic.codec=jpeg", "export.auto=false")
+    area = {**REGION, "width_mm": 1.2, "height_mm": 0.9}
+    with daemon(tmp_path, *wrong, dies=True) as (client, _, child):
+        client.home()
+        client.wait_idle()
+        scan_id = client.scan(**area)["scan_id"]
+        for event in client.events():
+            if event.topic == "tile" and event.fields["index"] >= 17:
+                break
+        child.kill()
+        child.wait(timeout=30)
+    with daemon(tmp_path, *wrong, "camera.exposure_ms=7") as (client, _, _child):
+        assert code_of(lambda: client.scan(resume=scan_id)) == "plan.differs"
+    with daemon(tmp_path, *wrong) as (client, endpoint, _child):
+        assert [(s["scan_id"], s["outcome"]) for s in client.scans()] == [(scan_id, None)]
+        done = ctl(endpoint, "scan", "--resume", scan_id, "--wait", "--json")
+        assert done.returncode == 0, done.stderr
+        assert code_of(lambda: client.scan(resume=scan_id)) == "state.illegal"
+    scan = new_scan(small_config(tmp_path, *wrong), tmp_path / "nested", region=tuple(area.values()))
+    run_nested(scan)
+    scan.close()
+    for ours, nested in zip(levels_of(tmp_path / scan_id), levels_of(tmp_path / "nested"), strict=True):
+        assert np.array_equal(ours, nested)
 
 
 def test_a_daemon_without_its_device_refuses_to_start(tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scan_rig import homed_rig, levels_of, new_scan, small_config
 
+from edge_scanner.errors import ScannerError
 from edge_scanner.scanner import scan as scans
 from edge_scanner.scanner.scan import Scan, run_nested
 
@@ -105,3 +106,21 @@ def test_group_sizes_do_not_show(straight, tmp_path, monkeypatch):
     scan.close()
     for ours, theirs in zip(levels_of(tmp_path / "scan"), expected, strict=True):
         assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("change", "says"), [("sim.scale_error=0.04", "has moved by"), ("sim.seed=99", "recognised")])
+def test_another_slide_or_a_moved_one_is_refused(straight, tmp_path, change, says):
+    config, whole, _ = straight
+    folder = tmp_path / "scan"
+    crashed(config, folder, 14, 99, 1, 7)
+    rig = homed_rig(small_config(tmp_path, *WRONG, change))
+    scan = Scan(config, rig, whole.plan, folder, scan_id="scan", resume=True)
+    scan.recover()
+    with pytest.raises(ScannerError, match=says) as refused:
+        scan.check_slide()
+    assert refused.value.code == "plan.differs"
+    scan.close()
+    same = Scan(config, homed_rig(config), whole.plan, folder, scan_id="scan", resume=True)
+    same.recover()
+    same.check_slide()
+    same.close()

@@ -77,9 +77,7 @@ class StripStore:
         box = self._overlap(own, other)
         if pixels is None or min(box.height, box.width) < MIN_STRIP_PX:
             return None
-        part = pixels[box.y0 : box.y1, box.x0 : box.x1]
-        gray: Strip = cv2.cvtColor(part, cv2.COLOR_RGB2GRAY) if part.shape[2] == 3 else part[..., 0].copy()
-        return gray
+        return grey(pixels[box.y0 : box.y1, box.x0 : box.x1])
 
     def _overlap(self, own: Target, other: Target) -> Box:
         """Return the overlap in the own tile's pixels, narrowed to the strip's width about its middle."""
@@ -90,6 +88,12 @@ class StripStore:
         if box.width <= box.height:
             return Box(box.y0, box.x0 + spare_x // 2, box.y1, box.x1 - (spare_x - spare_x // 2))
         return Box(box.y0 + spare_y // 2, box.x0, box.y1 - (spare_y - spare_y // 2), box.x1)
+
+
+def grey(pixels: Pixels) -> Strip:
+    """Return the luminance (y, x) of pixels (y, x, c), same dtype; a copy."""
+    luminance: Strip = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.shape[2] == 3 else pixels[..., 0].copy()
+    return luminance
 
 
 def nominal_step(frame: MosaicFrame, own: Target, other: Target) -> tuple[int, int]:

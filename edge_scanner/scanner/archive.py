@@ -12,8 +12,9 @@ from typing import Any
 
 from edge_scanner import __version__
 from edge_scanner.config import Config, dump
-from edge_scanner.errors import DiskLowError, NotFoundError, StoreError
+from edge_scanner.errors import DiskLowError, NotFoundError, ScannerError, StateError, StoreError
 from edge_scanner.plan import ScanPlan
+from edge_scanner.state import Outcome
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -84,6 +85,31 @@ class Archive:
             raise StoreError(f"The scan's folder {folder} cannot be made ({error.strerror}).") from error
         return folder
 
+    def unfinished(self, scan_id: str) -> tuple[Path, ScanPlan, str]:
+        """Return folder, plan and start of a scan that can go on with the present configuration.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such scan.
+        StateError
+            It has ended.
+        ScannerError
+            With code `plan.differs`: it was made with another configuration; the message names the keys.
+        """
+        folder = self.folder(scan_id)
+        outcome = _journalled(folder / "journal.sqlite")[0]
+        if outcome not in (None, Outcome.FAILED):
+            raise StateError(f"The scan {scan_id} is {outcome}.", "Only unfinished or failed scans can go on.")
+        told = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
+        if changed := _differences(told["config"], self._portable_config()):
+            raise ScannerError(
+                f"The scan {scan_id} was made with another configuration: {'; '.join(changed)}.",
+                "Start the daemon with that configuration, or scan anew.",
+                code="plan.differs",
+            )
+        return folder, ScanPlan.from_dict(told["plan"]), str(told["started"])
+
     def folder(self, scan_id: str) -> Path:
         """Return the folder of a scan.
 
@@ -119,7 +145,7 @@ class Archive:
             "done": done,
             "started": told.get("started", ""),
         }
-        if outcome:
+        if outcome in (Outcome.COMPLETED, Outcome.CANCELLED):
             self._ended[folder.name] = entry
         return entry
 
@@ -128,9 +154,21 @@ class Archive:
         config = dump(self._config)
         del config["control"], config["log"]
         config["storage"]["root"] = "."
-        if config["sim"]["slide"]:
-            config["sim"]["slide"] = os.path.relpath(config["sim"]["slide"], self.root)
+        for section, name in (("sim", "slide"), ("camera", "flat_field")):
+            if config[section][name]:
+                config[section][name] = os.path.relpath(config[section][name], self.root)
         return config
+
+
+HARMLESS = frozenset({"storage", "export"})
+"""Sections that may differ between a scan and its continuation: they do not shape the pixels."""
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return `section.key: then -> now` of every key that differs."""
+    keys = sorted({(s, k) for config in (then, now) for s in config if s not in HARMLESS for k in config[s]})
+    pairs = [(s, k, then.get(s, {}).get(k), now.get(s, {}).get(k)) for s, k in keys]
+    return [f"{s}.{k}: {a!r} -> {b!r}" for s, k, a, b in pairs if a != b]
 
 
 def bytes_needed(config: Config, plan: ScanPlan) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -17,16 +18,19 @@ import numpy as np
 from edge_scanner import __version__
 from edge_scanner import store as stores
 from edge_scanner.acquire import Acquirer
+from edge_scanner.calibrate import Prepared
 from edge_scanner.config import Config
 from edge_scanner.devices.rig import Rig
-from edge_scanner.geometry import Position
+from edge_scanner.errors import ScannerError
+from edge_scanner.geometry import Box, Position
 from edge_scanner.journal import Journal, tile_of
 from edge_scanner.mosaic import Mosaic
 from edge_scanner.mosaic.mosaic import margin_px
 from edge_scanner.plan import ScanPlan, ScanRegion, auto_overlap_px
 from edge_scanner.pyramid import Key, Pyramid
 from edge_scanner.record import Records, Timings
-from edge_scanner.register import Match, Registrar
+from edge_scanner.register import Match, Registrar, match
+from edge_scanner.register.strips import grey
 from edge_scanner.spool import HalvesOnDisk, Spool, checksum, sync_filesystem
 from edge_scanner.store import SlideStore, StoredPart
 from edge_scanner.store.codec import make_codec
@@ -38,6 +42,8 @@ COMMIT_CHUNKS = 128
 CHECKPOINT_TILES = 16
 CHECKPOINT_S = 5.0
 """Tiles accepted, or seconds passed, between two groups that are made durable."""
+SLIDE_SEARCH_PX = 64.0
+"""How far a slide that has moved is looked for on resume."""
 
 
 def make_plan(config: Config, region: ScanRegion) -> ScanPlan:
@@ -131,6 +137,8 @@ class Scan:
     aborted : callable
     on_stored : callable
         Told the (level, row, col) of chunks that a reader of the store can see from now on.
+    prepared : Prepared, optional
+        Frame and shading from calibration; without: the configured pixel size and frames as they come.
     resume : bool
         The folder holds an unfinished scan; call `recover` before anything else.
     """
@@ -147,14 +155,18 @@ class Scan:
         wait_if_paused: Callable[[], None] = lambda: None,
         aborted: Callable[[], bool] = lambda: False,
         on_stored: Callable[[list[tuple[int, int, int]]], object] = lambda _: None,
+        prepared: Prepared | None = None,
         resume: bool = False,
     ) -> None:
         self.config, self.plan, self.folder, self.scan_id = config, plan, folder, scan_id
-        self.frame = plan.frame()
+        prepared = prepared or Prepared(plan.frame())
+        self.frame = prepared.frame
         self.records, self.timings = Records(), Timings()
         dtype: np.dtype[np.generic] = np.dtype(np.uint8 if config.camera.bits == 8 else np.uint16)
         channels, fill, chunk_px = config.camera.channels, config.fill_value, config.mosaic.chunk_px
-        self.acquirer = Acquirer(rig, config, wait_if_paused=wait_if_paused, aborted=aborted)
+        self.acquirer = Acquirer(
+            rig, config, wait_if_paused=wait_if_paused, aborted=aborted, shading=prepared.shading
+        )
         self.registrar = Registrar(
             plan, self.frame, stage_error_um=config.stage_error_um, enabled=config.mosaic.registration
         )
@@ -341,6 +353,32 @@ class Scan:
             for numbered in self._chunks(self.registrar.add(tile, pairs.get(tile.index, {}))):
                 self.write(numbered)
         self.acquirer.restore(measured)
+
+    def check_slide(self) -> None:
+        """Look at a tile of the earlier run again; the slide must lie where it lay.
+
+        Raises
+        ------
+        ScannerError
+            With code `plan.differs` when it has moved by more than the stage's error explains.
+        """
+        again = [r.tile for r in self.records.all() if r.tile.verdict is Verdict.ACCEPTED and r.tile.focus]
+        tile = next((t for t in reversed(again) if t.index in self.spool), None)
+        if tile is None or tile.focus is None:
+            return  # nothing with texture is left to compare with
+        whole = Box(0, 0, self.plan.tile_height_px, self.plan.tile_width_px)
+        before = self.spool.crop(tile.index, whole)
+        after = self.acquirer.look(self.plan.target(tile.index), tile.focus.z_um)
+        allowed_px = 3 * math.sqrt(2) * self.config.stage_error_um / self.plan.pixel_size_um + 2
+        found = match(grey(before), grey(after), max(SLIDE_SEARCH_PX, 2 * allowed_px))
+        moved_px = math.hypot(found.dy_px, found.dx_px)
+        if not found.trusted or moved_px > allowed_px:
+            told = f"has moved by {moved_px * self.plan.pixel_size_um:.1f} um" if found.trusted else "is not recognised"
+            raise ScannerError(
+                f"The slide {told} since the scan {self.scan_id} was broken off.",
+                "Put the same slide back as it lay, or scan anew.",
+                code="plan.differs",
+            )
 
     def _journalled(self, row: dict[str, Any]) -> Tile | None:
         """Return a recorded tile with its pixels, where they are still needed; None when those are damaged."""

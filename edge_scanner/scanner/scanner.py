@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from edge_scanner import __version__
 from edge_scanner.abort import Abort
+from edge_scanner.calibrate import Prepared, prepare
 from edge_scanner.config import Config
 from edge_scanner.devices.rig import Rig
 from edge_scanner.errors import (
@@ -28,6 +30,7 @@ from edge_scanner.errors import (
     StateError,
     StoreError,
 )
+from edge_scanner.journal import Journal
 from edge_scanner.plan import ScanPlan, ScanRequest
 from edge_scanner.report import ScanReport, write_report
 from edge_scanner.report.picture import eight_bit, jpeg, shrunk
@@ -126,7 +129,7 @@ class Scanner:
             "version": __version__,
             "state": self.state().value,
             "capabilities": {
-                "scan": ["region", "plan"],
+                "scan": ["region", "plan", "resume"],
                 "focus": self._config.focus.mode,
                 "codec": self._config.codec,
                 "camera": {k: getattr(camera, k) for k in ("width_px", "height_px", "channels", "bits")},
@@ -141,16 +144,17 @@ class Scanner:
         """Return the snapshot; see README for its keys."""
         run = self._run
         tiles, done = (len(run.plan), run.done) if run else (0, 0)
+        pipeline, scan = (run.pipeline, run.scan) if run else (None, None)
         share = done / tiles if tiles else 0.0
         elapsed_s = time.monotonic() - run.began_s if run else 0.0
         scanning = self.state() in (State.SCANNING, State.PAUSED)
-        pipeline, scan = (run.pipeline, run.scan) if run else (None, None)
         usage = shutil.disk_usage(self._archive.root)
         return {
             **self._machine.snapshot(),
             "progress": round(share, 4),
             "tiles": tiles,
             "done": done,
+            "durable": scan.durable_tiles if scan else 0,
             "eta_s": round(elapsed_s * (1 - share) / share, 1) if scanning and share else None,
             "homed": self._homed,
             "providers": _providers(),
@@ -188,14 +192,19 @@ class Scanner:
     def scan(self, request: ScanRequest) -> str:
         """Check a request, start the scan and return its id."""
         if request.resume is not None:
-            self._archive.folder(request.resume)
-            raise StateError("This version cannot go on with an unfinished scan.", "Scan the region again.")
+            return self._resume_scan(request.resume)
         plan = request.plan or make_plan(self._config, request.region)  # type: ignore[arg-type]
         if not self._homed:
             raise PositionUnknownError("The stage's position is not known.", "Send home first.")
         self._check(plan)
         scan_id = _new_id()
-        self._begin("scan", State.PREPARING, lambda: self._scan(scan_id, plan), scan_id)
+        self._begin("scan", State.PREPARING, lambda: self._new_scan(scan_id, plan), scan_id)
+        return scan_id
+
+    def _resume_scan(self, scan_id: str) -> str:
+        folder, plan, started = self._archive.unfinished(scan_id)
+        self._check(plan)
+        self._begin("scan", State.PREPARING, lambda: self._go_on(scan_id, plan, folder, started), scan_id)
         return scan_id
 
     def pause(self) -> None:
@@ -330,12 +339,21 @@ class Scanner:
         plan.check_limits(self._config.stage.limits, self._config.focus.z_start_um)
         self._archive.check_room(plan)
 
-    def _scan(self, scan_id: str, plan: ScanPlan) -> None:
+    def _new_scan(self, scan_id: str, plan: ScanPlan) -> None:
         started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._scan(scan_id, plan, self._archive.create(scan_id, plan, started), started)
+
+    def _go_on(self, scan_id: str, plan: ScanPlan, folder: Path, started: str) -> None:
+        self._home()
+        if self._homed:
+            self._scan(scan_id, plan, folder, started, resume=True)
+
+    def _scan(self, scan_id: str, plan: ScanPlan, folder: Path, started: str, *, resume: bool = False) -> None:
         run = self._run = _Run(scan_id, plan)
         self._report = None
-        folder = self._archive.create(scan_id, plan, started)
         began_s = self._rig.clock.now_s()
+        prepared = self._prepare(run, folder)
+        resume = resume and (folder / "slide.ome.zarr" / "zarr.json").is_file()
         scan = run.scan = Scan(
             self._config,
             self._rig,
@@ -346,8 +364,14 @@ class Scanner:
             wait_if_paused=self._wait_if_paused,
             aborted=lambda: bool(run.abort) or self._cancelled,
             on_stored=lambda chunks: self._publish("chunk", {"scan_id": scan_id, "chunks": chunks}),
+            prepared=prepared,
+            resume=resume,
         )
         try:
+            if resume:
+                scan.recover()
+                scan.check_slide()
+                run.done = scan.durable_tiles
             self._machine.advance(State.SCANNING)
             pipeline = run.pipeline = Pipeline(
                 scan, run.abort, cancelled=lambda: self._cancelled, on_tile=self._on_tile
@@ -368,6 +392,22 @@ class Scanner:
             raise
         finally:
             scan.close()
+
+    def _prepare(self, run: _Run, folder: Path) -> Prepared:
+        """Calibrate before the first tile; a scan cancelled meanwhile is completed, empty, without."""
+        try:
+            return prepare(
+                self._config, self._rig, run.plan, folder, aborted=lambda: bool(run.abort) or self._cancelled
+            )
+        except AbortedError:
+            if not self._cancelled:
+                raise
+            return Prepared(run.plan.frame())
+        except BaseException:
+            with closing(Journal(folder / "journal.sqlite")) as journal:
+                journal.note("outcome", Outcome.FAILED.value)
+            self._machine.end_scan(Outcome.FAILED)
+            raise
 
     def _finish(self, scan: Scan, pipeline: Pipeline, outcome: Outcome, scan_s: float) -> ScanReport:
         summary = scan.registrar.summary()
