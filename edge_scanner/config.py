@@ -87,6 +87,8 @@ class CameraConfig(Section):
     gain: Positive = 1.0
     timeout_s: Positive = 5.0
     rotation_deg: Finite = 0.0
+    flat_field: str = Field("", description="File of `calibrate flat-field`; empty: measured before each scan.")
+    white_balance: Literal["auto", "off"] = Field("auto", description="Makes glass neutral where that clips nothing.")
 
 
 class SimConfig(Section):
@@ -152,6 +154,7 @@ class ScanConfig(Section):
     cache_mb: Positive = Field(96.0, description="Bound of the frames that the mosaic keeps in memory.")
     attempts: int = Field(2, ge=1, le=10, description="Tries of a target whose frame could not be had.")
     max_rejected: int = Field(20, ge=1, description="Rejected targets in a row before the scan fails.")
+    shading: Literal["auto", "off"] = Field("auto", description="Flat-field correction.")
 
 
 class FocusConfig(Section):
@@ -210,6 +213,8 @@ class ControlConfig(Section):
     lease_s: Positive = 10.0
     heartbeat_s: Positive = 1.0
     max_message_kb: Positive = 1024.0
+    keys: str = Field("", description="Folder of CURVE keys (edge-scanner keys); TCP off loopback needs one.")
+    metrics: str = Field("", description="Loopback ADDRESS:PORT of GET /metrics; empty: off.")
 
 
 class LogConfig(Section):

@@ -56,13 +56,22 @@ class Archive:
         ------
         DiskLowError
         """
-        free = shutil.disk_usage(self.root).free - int(self._config.storage.reserve_mb * 1e6)
+        free = self.room_bytes()
         needed = bytes_needed(self._config, plan)
         if needed > free:
             raise DiskLowError(
                 f"The scan may need {needed / 1e9:.1f} GB; {max(0, free) / 1e9:.1f} GB are free beside the reserve.",
                 "Delete old scans or scan less.",
             )
+
+    def room_bytes(self) -> int:
+        """Return the free bytes beside the reserve; negative when the reserve is touched."""
+        return shutil.disk_usage(self.root).free - int(self._config.storage.reserve_mb * 1e6)
+
+    @property
+    def hysteresis_bytes(self) -> int:
+        """How much room there must be before a scan that waited for it goes on."""
+        return int(self._config.storage.reserve_mb * 1e5)
 
     def create(self, scan_id: str, plan: ScanPlan, started: str) -> Path:
         """Make a scan's folder with its `scan.json` and return it."""

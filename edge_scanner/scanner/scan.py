@@ -164,9 +164,7 @@ class Scan:
         self.records, self.timings = Records(), Timings()
         dtype: np.dtype[np.generic] = np.dtype(np.uint8 if config.camera.bits == 8 else np.uint16)
         channels, fill, chunk_px = config.camera.channels, config.fill_value, config.mosaic.chunk_px
-        self.acquirer = Acquirer(
-            rig, config, wait_if_paused=wait_if_paused, aborted=aborted, shading=prepared.shading
-        )
+        self.acquirer = Acquirer(rig, config, wait_if_paused=wait_if_paused, aborted=aborted, shading=prepared.shading)
         self.registrar = Registrar(
             plan, self.frame, stage_error_um=config.stage_error_um, enabled=config.mosaic.registration
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import shutil
@@ -44,6 +45,8 @@ from edge_scanner.tile import Pixels, Tile, Verdict
 
 _log = logging.getLogger(__name__)
 PREVIEW_PX = 640
+ROOM_S = 1.0
+"""How often a scan that waits for room looks whether there is some."""
 
 
 class _Run:
@@ -386,9 +389,12 @@ class Scanner:
                     outcome = Outcome.CANCELLED
             self._publish_report(scan, report, outcome)
         except AbortedError:
-            raise  # the daemon ends: the scan stays unfinished
+            scan.commit()  # the daemon ends: the scan stays unfinished, and keeps what it has
+            raise
         except BaseException:
-            self._end(scan, Outcome.FAILED)
+            with contextlib.suppress(ScannerError):  # what failed first is the cause
+                scan.commit()
+                self._end(scan, Outcome.FAILED)
             raise
         finally:
             scan.close()
@@ -445,6 +451,7 @@ class Scanner:
         self._machine.end_scan(outcome)
 
     def _wait_if_paused(self) -> None:
+        self._wait_for_room()
         if not self._paused:
             return
         run = self._run
@@ -452,6 +459,21 @@ class Scanner:
             if self._machine.advance(State.PAUSED, only_from=State.SCANNING):
                 self._changed.wait_for(lambda: not self._paused or bool(run and run.abort))
                 self._machine.advance(State.SCANNING, only_from=State.PAUSED)
+
+    def _wait_for_room(self) -> None:
+        """Pause before the reserve of the disk is touched; go on by itself when there is room again."""
+        run = self._run
+        if run is None or self._archive.room_bytes() > 0:
+            return
+        self._machine.advance(State.PAUSED, only_from=State.SCANNING)
+        missing_mb = -self._archive.room_bytes() / 1e6
+        message = f"The disk is down to the reserve; the scan waits until {missing_mb:.0f} MB more are free."
+        _log.warning(message)
+        self._publish("log", {"level": "warning", "code": "disk.low", "message": message})
+        with self._changed:
+            while not (run.abort or self._cancelled) and self._archive.room_bytes() <= self._archive.hysteresis_bytes:
+                self._changed.wait(timeout=ROOM_S)
+        self._machine.advance(State.SCANNING, only_from=State.PAUSED)
 
     def _on_tile(self, tile: Tile) -> None:
         run = self._run

@@ -1,0 +1,97 @@
+"""What a scan takes from calibration: files that the configuration names, or measurements made before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_scanner.calibrate.glass import NoGlassError, measure_flat_field
+from edge_scanner.calibrate.probe import Probe
+from edge_scanner.config import Config
+from edge_scanner.devices.rig import Rig
+from edge_scanner.geometry import MosaicFrame
+from edge_scanner.journal import Journal
+from edge_scanner.plan import ScanPlan
+from edge_scanner.shading import Correction, FlatField, Setting, correction
+
+FLAT_FILE = "flat.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The frame and the correction of one scan.
+
+    Parameters
+    ----------
+    frame : MosaicFrame
+    shading : Correction or None
+    """
+
+    frame: MosaicFrame
+    shading: Correction | None = None
+
+
+def prepare(
+    config: Config, rig: Rig, plan: ScanPlan, folder: Path, *, aborted: Callable[[], bool] = lambda: False
+) -> Prepared:
+    """Return the calibration of a scan; measured at most once, then read from the scan's folder.
+
+    Parameters
+    ----------
+    config : Config
+    rig : Rig
+        Open and homed; the light is off afterwards.
+    plan : ScanPlan
+    folder : Path
+        The scan's folder: `flat.npz` and the journal go there.
+    aborted : callable
+        True ends the work with `AbortedError`.
+
+    Raises
+    ------
+    SourceError
+        When a calibration file that the configuration names is missing, damaged or for another setting.
+    DeviceError
+        When the stage or the camera fails.
+    AbortedError
+    """
+    with closing(Journal(folder / "journal.sqlite")) as journal:
+        probe = Probe(rig, config, aborted)
+        try:
+            flat = _flat(probe, plan, folder, journal)
+        finally:
+            rig.illumination.off()
+    shading = None if flat is None else correction(flat, balance=config.camera.white_balance == "auto")
+    return Prepared(plan.frame(), shading)
+
+
+def _flat(probe: Probe, plan: ScanPlan, folder: Path, journal: Journal) -> FlatField | None:
+    """Return the flat field, from the scan's folder if it was there already; None to leave frames as they are."""
+    if (noted := journal.noted("shading")) is not None:
+        return FlatField.load(folder / FLAT_FILE) if noted["applied"] else None
+    flat, why = _chosen_flat(probe, plan)
+    if flat is not None:
+        flat.save(folder / FLAT_FILE)
+    journal.note("shading", {"applied": flat is not None, "source": why})
+    return flat
+
+
+def _chosen_flat(probe: Probe, plan: ScanPlan) -> tuple[FlatField | None, str]:
+    """Return the flat field to use and, in words, where it comes from or why there is none."""
+    config = probe.config
+    if config.scan.shading == "off":
+        return None, "scan.shading is off"
+    if config.camera.flat_field:
+        path = Path(config.camera.flat_field)
+        flat = FlatField.load(path)
+        flat.require(Setting.of(config), path)
+        return flat, f"file, measured {flat.measured}"
+    if not config.illumination.brightfield:
+        return None, "fluorescence shows no glass to measure on"
+    probe.rig.illumination.on()
+    try:
+        return measure_flat_field(probe, plan), "measured on glass"
+    except NoGlassError as error:
+        return None, error.message
