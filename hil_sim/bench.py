@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 
 import zmq
 
+from edge_scanner import config as configs
+from edge_scanner.config import Config
 from hil_sim.rig import StageRig
 
 ANSWER_MS = 20_000
@@ -63,4 +66,15 @@ def emulator(rig: StageRig, folder: Path) -> Iterator[Side]:
     endpoint = f"ipc://{folder}/stage"
     with program("hil_sim.emulator", rig.model_dump_json(), f"{folder}/port", endpoint, endpoint=endpoint) as side:
         side.ask("truth")
+        yield side
+
+
+@contextlib.contextmanager
+def camera(config: Config, folder: Path) -> Iterator[Side]:
+    """Run a camera over the emulated stage of the same folder; its frames are at `ipc://folder/frames`."""
+    endpoint = f"ipc://{folder}/camera"
+    settings = json.dumps(configs.dump(config))
+    arguments = (settings, f"ipc://{folder}/stage", endpoint, f"ipc://{folder}/frames")
+    with program("hil_sim.camera", *arguments, endpoint=endpoint) as side:
+        side.ask("log")
         yield side

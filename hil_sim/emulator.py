@@ -64,7 +64,7 @@ class Emulator:
             poller.register(self._terminal.fileno, zmq.POLLIN)
         now_s = self._now_s()
         wait_s = (min(self._firmware.due_s(), self._wire.due_s()) - now_s) / self._clock
-        ready = dict(poller.poll(1000 * min(max(0.0, wait_s), 0.001 if self._armed else IDLE_S)))
+        ready = dict(poller.poll(int(1000 * min(max(0.0, wait_s), 0.001 if self._armed else IDLE_S))))
         self._take(self._terminal.read())
         self._firmware.tick(self._now_s())
         self._fire()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import termios
 import threading
 from pathlib import Path
@@ -82,10 +83,8 @@ class SerialLine:
         with self._writing:
             port, self._serial = self._serial, None
         if port is not None:
-            try:
+            with contextlib.suppress(*_LOST):  # the device may be gone already
                 port.close()
-            except _LOST:
-                pass  # the device is gone already
 
     def halt(self) -> None:
         """Refuse and end all traffic but `urgent`, until `release`; from any thread."""

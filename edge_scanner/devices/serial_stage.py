@@ -214,7 +214,8 @@ class SerialStage(Stage):
         """Halt all axes now; waits at most for the packet that is being written."""
         self._line.halt()
         self._known = False
-        self._halt()
+        if self._opened:
+            self._halt()
 
     # -- the rules ------------------------------------------------------------------------------------------------
 

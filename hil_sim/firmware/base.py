@@ -43,7 +43,7 @@ class Firmware(ABC):
     def receive(self, data: bytes, now_s: float) -> None:
         """Take bytes from the line."""
 
-    def tick(self, now_s: float) -> None:
+    def tick(self, now_s: float) -> None:  # noqa: B027 - nothing is due where nothing happens by itself
         """Do what is due."""
 
     def due_s(self) -> float:

@@ -97,7 +97,7 @@ class GrblStage(SerialStage):
     def _ask(self, command: str) -> list[str]:
         """Return the lines of an answer up to its `ok`."""
         self._line.send(command.encode() + b"\n")
-        lines = []
+        lines: list[str] = []
         while (line := self._line.read_line(REPLY_S)) is not None:
             if line == "ok":
                 return lines
