@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_scanner.errors import UsageError
 from edge_scanner.export.bigtiff import Compression
-from edge_scanner.store.codec import Codec, Gzip, Jpeg, Uncompressed, Zstd, gzip_to_zlib, zlib_in_gzip
+from edge_scanner.store.codec import Codec, Gzip, Jpeg, Uncompressed, Zstd, gzip_to_zlib
 from edge_scanner.tile import Pixels
 
 CompressionName = Literal["keep", "jpeg", "zlib", "zstd", "none"]
@@ -50,26 +50,10 @@ class TileCodec:
             return None
         return {"444": (1, 1), "422": (2, 1), "420": (2, 2)}[self.codec.subsampling]
 
-    def place(self, start: bytes, length: int) -> tuple[int, int, list[tuple[int, bytes]]]:
-        """Return where the tile lies in a copied chunk, and what must be written over the chunk's wrapper.
-
-        Parameters
-        ----------
-        start : bytes
-            The first `GZIP_START` bytes of the chunk.
-        length : int
-            Of the chunk.
-
-        Returns
-        -------
-        int, int, list of (int, bytes)
-            Offset and length of the tile, and patches; all offsets from the start of the chunk.
-        """
-        if not isinstance(self.codec, Gzip):
-            return 0, length, []
-        stream = zlib_in_gzip(start, length)
-        end = stream.offset + stream.length - len(stream.adler32)
-        return stream.offset, stream.length, [(stream.offset, stream.head), (end, stream.adler32)]
+    @property
+    def unwraps(self) -> bool:
+        """Whether a stored gzip chunk becomes a tile by a swap of its wrapper."""
+        return isinstance(self.codec, Gzip)
 
     def transcode(self, chunk: bytes) -> bytes:
         """Return the tile of a stored chunk, decoded and encoded anew."""
@@ -78,7 +62,7 @@ class TileCodec:
     def encode(self, pixels: Pixels) -> bytes:
         """Return the bytes of a tile or strip of these pixels."""
         data = self.codec.encode(pixels)
-        return gzip_to_zlib(data) if isinstance(self.codec, Gzip) else data
+        return gzip_to_zlib(data) if self.unwraps else data
 
 
 def make_tile_codec(
