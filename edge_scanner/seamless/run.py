@@ -125,6 +125,7 @@ class _Strips:
         self._k = outputs + self._masked
         self._below = np.zeros((self._along.fade, self._across.length, self._k), np.float32)
         self._side = np.zeros((0, 0, self._k), np.float32)
+        self._sums = np.empty((0, 0, self._k), np.float32)
         self._weights: dict[tuple[bool, int], Values] = {}
 
     def take(self, row: int, col: int, output: NDArray[Any] | None) -> None:
@@ -155,13 +156,18 @@ class _Strips:
         y, x = self._along.start(line), self._across.start(at)
         part = output[top - y : bottom - y, left - x : right - x]
         down, right_weights = self._axis(self._along, line), self._axis(self._across, at)
-        sums = np.empty(shape, np.float32)
+        if self._sums.shape != shape:
+            self._sums = np.empty(shape, np.float32)
+        sums = self._sums
+        np.multiply(part, down[:, None, None], out=sums[..., : part.shape[2]], casting="same_kind")
         if self._masked:
-            sums[..., -1] = 1
-        np.copyto(sums[..., : part.shape[2]], part, casting="same_kind")
-        flat = sums.reshape(shape[0], -1)
-        flat *= down[:, None]
-        flat *= right_weights
+            sums[..., -1] = down[:, None]
+        flat, fade = sums.reshape(shape[0], -1), self._across.fade * self._k
+        if 2 * fade < flat.shape[1]:  # the middle weighs one
+            flat[:, :fade] *= right_weights[:fade]
+            flat[:, flat.shape[1] - fade :] *= right_weights[flat.shape[1] - fade :]
+        else:
+            flat *= right_weights
         return sums
 
     def _axis(self, axis: Axis, k: int) -> Values:
