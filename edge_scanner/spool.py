@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import tifffile
 
-from edge_scanner.errors import DiskLowError, StoreError
+from edge_scanner.errors import StoreError
 from edge_scanner.geometry import Box
+from edge_scanner.store.shard import disk_errors
 from edge_scanner.tile import Pixels
 
 
@@ -58,17 +59,13 @@ class Spool:
         Raises
         ------
         DiskLowError, StoreError
-            When the disk is full or fails; no partial file stays.
+            When the disk is full or fails.
         """
         path = self.path(index)
-        try:
-            squeezed = pixels[..., 0] if pixels.shape[2] == 1 else pixels
-            photometric = "rgb" if pixels.shape[2] == 3 else "minisblack"
+        squeezed = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+        photometric = "rgb" if pixels.shape[2] == 3 else "minisblack"
+        with disk_errors(path):
             found = tifffile.imwrite(path, squeezed, photometric=photometric, returnoffset=True, metadata=None)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            kind = DiskLowError if error.errno == 28 else StoreError
-            raise kind(f"A frame cannot be written to {path.name} ({error.strerror}).", "Check the disk.") from error
         assert found is not None
         self._layout[index] = (int(found[0]), pixels.shape, pixels.dtype)
         self._cache[index] = pixels
@@ -155,8 +152,14 @@ class HalvesOnDisk:
         self._next = 1 + max((int(path.stem) for path in self._waiting), default=-1)
 
     def put(self, key: tuple[int, int, int], half: Pixels) -> None:
-        """Keep a halved child (y, x, c)."""
-        with self._lock:
+        """Keep a halved child (y, x, c).
+
+        Raises
+        ------
+        DiskLowError, StoreError
+            When the disk is full or fails.
+        """
+        with self._lock, disk_errors(self._folder):
             if self._file is None:
                 path = self._folder / f"{self._next:06d}.half"
                 self._next += 1
@@ -178,7 +181,7 @@ class HalvesOnDisk:
 
     def rotate(self) -> None:
         """Close the file in hand; what was put so far is with the system, and durable once that is synced."""
-        with self._lock:
+        with self._lock, disk_errors(self._folder):
             if self._file is not None:
                 self._file.close()
                 self._file = None

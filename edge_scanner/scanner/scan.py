@@ -301,7 +301,8 @@ class Scan:
         """Close the files; the scan may be complete or not."""
         self.journal.close()
         self.store.close()
-        self.halves.close()
+        with contextlib.suppress(ScannerError):  # what is lost here was not durable
+            self.halves.close()
         if self.mosaic.complete and self._durable == self._frames.emitted:
             self.halves.clear()
             self._frames.release(self._durable)
