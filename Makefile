@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench survive clean
 
 demo: $(VENV)/.demo
 	$(BIN)/edge-scanner demo --out out
@@ -20,6 +20,9 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	for b in tests/benchmarks/*_bench.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+survive: $(VENV)/.test
+	$(BIN)/python tests/survive.py --kills 200 --record tests/records/survive.txt
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
