@@ -17,7 +17,8 @@ from edge_scanner.store import SlideStore
 def scanned(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("scans")
     config = small_config(
-        root, "scan.keep_tiles=true", "sim.stage_error_um=3", "sim.noise=false", "focus.mode=off", "mosaic.chunk_px=256",
+        root, "scan.keep_tiles=true", "sim.stage_error_um=3", "sim.noise=false", "focus.mode=off",
+        "mosaic.chunk_px=256",
         f"mosaic.placement={request.param}",
     )  # fmt: skip
     plan = make_plan(config, ScanRegion(0.0, 0.0, 0.8, 0.6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,11 @@ from edge_scanner.tile import Pixels
 
 TIFF = (".tif", ".tiff", ".btf", ".tf8")
 DTYPES = ("uint8", "uint16", "float32")
+DAMAGE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError, struct.error,
+    tifffile.TiffFileError, cv2.error,
+)  # fmt: skip
+"""What readers raise on files that are cut off or damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +196,7 @@ def _shape_of(tile: AnyTile) -> tuple[str, TileShape | None]:
             found = tiff.pages[page]
             shape = (*found.shape, len(tile.pages)) if len(tile.pages) > 1 else found.shape
             return tile.name, TileShape(tuple(shape), np.dtype(found.dtype).newbyteorder("="))
-    except (OSError, ValueError, IndexError, TypeError, tifffile.TiffFileError) as error:
+    except DAMAGE as error:
         raise _unreadable(path, error) from error
 
 
@@ -210,7 +216,7 @@ def _read_page(path: Path, page: int) -> Pixels:
             return np.asarray(np.load(path, allow_pickle=False))
         data = np.fromfile(path, np.uint8)
         decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    except (OSError, ValueError, IndexError, RuntimeError, cv2.error, tifffile.TiffFileError) as error:
+    except DAMAGE as error:
         raise _unreadable(path, error) from error
     if decoded is None:
         raise _unreadable(path, "not an image, or cut off")

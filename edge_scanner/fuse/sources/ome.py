@@ -13,7 +13,7 @@ import tifffile
 
 from edge_scanner.errors import SourceError
 from edge_scanner.fuse.sources.tile_set import TileSet, inside, number, shifted_um
-from edge_scanner.fuse.tiles import TileFile
+from edge_scanner.fuse.tiles import DAMAGE, TileFile
 
 _UM = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "reference frame": 1.0}
 _PAGES_MOST = 1_000_000
@@ -50,7 +50,7 @@ def _fields(path: Path) -> Iterator[_Field]:
         with tifffile.TiffFile(path) as tiff:
             text = tiff.ome_metadata or ""
             root = ET.fromstring(text) if text.strip().startswith("<") else None
-    except (OSError, ValueError, ET.ParseError, tifffile.TiffFileError) as error:
+    except (*DAMAGE, ET.ParseError) as error:
         raise SourceError(f"{path.name} cannot be read ({error}).", "Check the file.") from error
     if root is None:
         raise SourceError(
@@ -133,7 +133,7 @@ def _micro_manager(page: tuple[str, int], name: str) -> tuple[float, float]:
         with tifffile.TiffFile(page[0]) as tiff:
             tag = tiff.pages[page[1]].tags.get("MicroManagerMetadata")
             told = tag.value if tag is not None else None
-    except (OSError, ValueError, IndexError, tifffile.TiffFileError):
+    except DAMAGE:
         told = None
     if isinstance(told, dict) and "XPositionUm" in told and "YPositionUm" in told:
         return float(told["XPositionUm"]), float(told["YPositionUm"])
