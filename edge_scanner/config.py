@@ -41,7 +41,9 @@ class StageConfig(Section):
     x_home_mm: Finite = Field(0.0, description="Stage coordinates of the place that homing finds.")
     y_home_mm: Finite = 0.0
     z_home_um: Finite = 0.0
-    x_step_um: NotNegative = Field(0.0, description="Controller unit of protocols that count steps; 0: the driver's own.")
+    x_step_um: NotNegative = Field(
+        0.0, description="Controller unit of protocols that count steps; 0: the driver's own."
+    )
     y_step_um: NotNegative = 0.0
     z_step_um: NotNegative = 0.0
     z_scale: Positive = Field(1.0, description="grbl: controller millimetres per millimetre; 10 gives z in 0.1 um.")
@@ -51,6 +53,10 @@ class StageConfig(Section):
     speed_mm_s: Positive = 25.0
     acceleration_mm_s2: Positive = 500.0
     settle_ms: NotNegative = 20.0
+    calibration: str = Field("", description="File of `calibrate pixel-size` and `backlash`.")
+    matrix: Literal["auto", "nominal"] = Field(
+        "auto", description="How the axes lie in the picture: from the file or measured before each scan, or as built."
+    )
     timeout_s: Positive = Field(30.0, description="How long a moving stage may stand still or be silent.")
     home_timeout_s: Positive = 120.0
 

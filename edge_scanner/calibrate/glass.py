@@ -12,7 +12,7 @@ import numpy as np
 from edge_scanner.calibrate.probe import Probe
 from edge_scanner.errors import ScannerError
 from edge_scanner.focus.score import texture
-from edge_scanner.plan import ScanPlan
+from edge_scanner.plan import ScanRegion
 from edge_scanner.shading import FlatField, Setting, flat_field
 from edge_scanner.tile import Pixels
 
@@ -30,26 +30,19 @@ class NoGlassError(ScannerError):
     """There is no clean glass where the stage can look."""
 
 
-def places(probe: Probe, plan: ScanPlan | None) -> Iterator[Place]:
-    """Yield where glass is likely, stage micrometres: round the region's corners and sides, then inside it.
-
-    Without a plan, the same about the rectangle that the stage can reach, from its inner side.
-    """
-    limits, pixel_um = probe.rig.stage.limits, probe.config.optics.pixel_size_um
+def places(probe: Probe, region: ScanRegion) -> Iterator[Place]:
+    """Yield where glass is likely, stage micrometres: round the region's corners and sides, then inside it."""
+    pixel_um = probe.config.optics.pixel_size_um
     width, height = probe.config.camera.width_px * pixel_um, probe.config.camera.height_px * pixel_um
-    if plan is None:
-        x0, x1 = limits.x_min_um + 2 * width, limits.x_max_um - 2 * width
-        y0, y1 = limits.y_min_um + 2 * height, limits.y_max_um - 2 * height
-    else:
-        x0, x1 = plan.region.x_mm * 1000, (plan.region.x_mm + plan.region.width_mm) * 1000
-        y0, y1 = plan.region.y_mm * 1000, (plan.region.y_mm + plan.region.height_mm) * 1000
+    x0, x1 = region.x_mm * 1000, (region.x_mm + region.width_mm) * 1000
+    y0, y1 = region.y_mm * 1000, (region.y_mm + region.height_mm) * 1000
     xs, ys = (x0 - width, (x0 + x1) / 2, x1 + width), (y0 - height, (y0 + y1) / 2, y1 + height)
     around = [(x, y) for y in ys for x in xs if (x, y) != (xs[1], ys[1])]
     inside = [(x0 + a * (x1 - x0), y0 + b * (y1 - y0)) for b in (0.1, 0.5, 0.9) for a in (0.1, 0.5, 0.9)]
     yield from [place for place in (*around, *inside) if probe.reaches(*place)][:MOST_PLACES]
 
 
-def measure_flat_field(probe: Probe, plan: ScanPlan | None) -> FlatField:
+def measure_flat_field(probe: Probe, region: ScanRegion) -> FlatField:
     """Measure the flat field on the first clean glass found, and the dark level with the light off.
 
     The light is on at the start and afterwards.
@@ -59,7 +52,7 @@ def measure_flat_field(probe: Probe, plan: ScanPlan | None) -> FlatField:
     NoGlassError
         When no place looked at is clean glass.
     """
-    frames = _glass(probe, plan)
+    frames = _glass(probe, region)
     light = probe.rig.illumination
     light.off()
     try:
@@ -70,9 +63,9 @@ def measure_flat_field(probe: Probe, plan: ScanPlan | None) -> FlatField:
     return flat_field(frames, dark, Setting.of(probe.config), now)
 
 
-def _glass(probe: Probe, plan: ScanPlan | None) -> list[Pixels]:
+def _glass(probe: Probe, region: ScanRegion) -> list[Pixels]:
     """Return frames of the first place that is clean glass."""
-    for x, y in places(probe, plan):
+    for x, y in places(probe, region):
         frames = list(takewhile(partial(_is_glass, probe), _around(probe, x, y)))
         if len(frames) == FRAMES:
             return frames

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from edge_scanner.calibrate.axes import NoTextureError, StageAxes, measure_axes
+from edge_scanner.calibrate.frame import frame_of
 from edge_scanner.calibrate.glass import NoGlassError, measure_flat_field
 from edge_scanner.calibrate.probe import Probe
+from edge_scanner.calibrate.stage_file import StageCalibration
 from edge_scanner.config import Config
 from edge_scanner.devices.rig import Rig
 from edge_scanner.geometry import MosaicFrame
@@ -55,16 +58,19 @@ def prepare(
         When a calibration file that the configuration names is missing, damaged or for another setting.
     DeviceError
         When the stage or the camera fails.
+    ScannerError
+        When the camera is turned so far against the stage that the plan cannot cover the region.
     AbortedError
     """
     with closing(Journal(folder / "journal.sqlite")) as journal:
         probe = Probe(rig, config, aborted)
         try:
             flat = _flat(probe, plan, folder, journal)
+            axes = _axes(probe, plan, journal)
         finally:
             rig.illumination.off()
     shading = None if flat is None else correction(flat, balance=config.camera.white_balance == "auto")
-    return Prepared(plan.frame(), shading)
+    return Prepared(frame_of(plan, axes), shading)
 
 
 def _flat(probe: Probe, plan: ScanPlan, folder: Path, journal: Journal) -> FlatField | None:
@@ -92,6 +98,30 @@ def _chosen_flat(probe: Probe, plan: ScanPlan) -> tuple[FlatField | None, str]:
         return None, "fluorescence shows no glass to measure on"
     probe.rig.illumination.on()
     try:
-        return measure_flat_field(probe, plan), "measured on glass"
+        return measure_flat_field(probe, plan.region), "measured on glass"
     except NoGlassError as error:
+        return None, error.message
+
+
+def _axes(probe: Probe, plan: ScanPlan, journal: Journal) -> StageAxes | None:
+    """Return the stage's axes, from the journal if they were there already; None for the nominal ones."""
+    if (noted := journal.noted("stage_axes")) is not None:
+        return StageAxes(**noted["axes"]) if noted["axes"] else None
+    axes, why = _chosen_axes(probe, plan)
+    journal.note("stage_axes", {"axes": asdict(axes) if axes else None, "source": why})
+    return axes
+
+
+def _chosen_axes(probe: Probe, plan: ScanPlan) -> tuple[StageAxes | None, str]:
+    config = probe.config
+    if config.stage.matrix == "nominal":
+        return None, "stage.matrix is nominal"
+    if config.stage.calibration:
+        calibration = StageCalibration.load(Path(config.stage.calibration), config)
+        if calibration.axes is not None:
+            return calibration.axes, f"file, measured {calibration.measured}"
+    probe.rig.illumination.on()
+    try:
+        return measure_axes(probe, plan.region)[0], "measured on texture"
+    except NoTextureError as error:
         return None, error.message

@@ -41,8 +41,10 @@ class Probe:
         limits = self.rig.stage.limits
         return min(max(self.config.focus.z_start_um, limits.z_min_um), limits.z_max_um)
 
-    def snap(self, x_um: float, y_um: float, z_um: float | None = None, *, backwards: bool = False) -> Frame:
-        """Take a frame at a place, approached from low x, y and z, or `backwards` from high x and low y.
+    def snap(
+        self, x_um: float, y_um: float, z_um: float | None = None, *, via: tuple[float, float] | None = None
+    ) -> Frame:
+        """Take a frame at a place, approached from low x, y and z, or straight from `via` (x, y) micrometres off.
 
         Raises
         ------
@@ -52,8 +54,10 @@ class Probe:
         AbortedError
         """
         self._mover.forget()
-        target = Target(0, 1 if backwards else 0, 0, x_um, y_um)
-        self._mover.go(target, self.z_start_um if z_um is None else z_um, {})
+        z_um = self.z_start_um if z_um is None else z_um
+        if via is not None:
+            self._mover.go(Target(0, 0, 0, x_um + via[0], y_um + via[1]), z_um, {})
+        self._mover.go(Target(1, 0, 0, x_um, y_um), z_um, {})
         return self.expose()
 
     def expose(self) -> Frame:

@@ -6,7 +6,7 @@ import json
 import math
 import resource
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def build_report(
     placed = [r for r in records if r.placed and r.tile.verdict is not Verdict.REJECTED]
     registered = [r for r in placed if r.placed and r.placed.registered]
     quality = _quality(config, plan, frame, store, placed)
-    truth = truth_errors_px(plan, frame, registered or placed)
+    truth = truth_errors_px(plan, true_axes(config, frame), registered or placed)
     mechanical_s = timings.total_ms("move", "settle", "expose") / 1000
     return ScanReport(
         scan_id=run.scan_id,
@@ -155,8 +155,17 @@ def build_report(
     )
 
 
+def true_axes(config: Config, frame: MosaicFrame) -> MosaicFrame:
+    """Return the frame with the matrix that the simulated camera really has: mirrored in x, then turned."""
+    if config.camera.driver != "sim":
+        return frame
+    angle, k = math.radians(config.sim.rotation_deg), 1 / frame.pixel_size_um
+    cos, sin, sign = math.cos(angle) * k, math.sin(angle) * k, -1 if config.sim.mirror else 1
+    return replace(frame, xx=sign * cos, xy=sign * sin, yx=-sin, yy=cos)
+
+
 def truth_errors_px(plan: ScanPlan, frame: MosaicFrame, records: list[TileRecord]) -> np.ndarray[Any, Any]:
-    """Return, for each pair of grid neighbours, how far their offset is from the true one, pixels.
+    """Return, for each pair of grid neighbours, how far their offset is from the true one in that frame, pixels.
 
     Empty where the rig does not know the true positions.
     """

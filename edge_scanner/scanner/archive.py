@@ -163,7 +163,7 @@ class Archive:
         config = dump(self._config)
         del config["control"], config["log"]
         config["storage"]["root"] = "."
-        for section, name in (("sim", "slide"), ("camera", "flat_field")):
+        for section, name in (("sim", "slide"), ("camera", "flat_field"), ("stage", "calibration")):
             if config[section][name]:
                 config[section][name] = os.path.relpath(config[section][name], self.root)
         return config

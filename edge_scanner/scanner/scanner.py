@@ -354,8 +354,8 @@ class Scanner:
     def _scan(self, scan_id: str, plan: ScanPlan, folder: Path, started: str, *, resume: bool = False) -> None:
         run = self._run = _Run(scan_id, plan)
         self._report = None
-        began_s = self._rig.clock.now_s()
         prepared = self._prepare(run, folder)
+        began_s = self._rig.clock.now_s()
         resume = resume and (folder / "slide.ome.zarr" / "zarr.json").is_file()
         scan = run.scan = Scan(
             self._config,

@@ -1,0 +1,51 @@
+"""The mosaic's frame on a stage that is turned, mirrored or wrongly scaled against the camera."""
+
+from __future__ import annotations
+
+from edge_scanner.calibrate.axes import StageAxes
+from edge_scanner.errors import ScannerError
+from edge_scanner.geometry import MosaicFrame
+from edge_scanner.plan import ScanPlan
+
+
+def frame_of(plan: ScanPlan, axes: StageAxes | None) -> MosaicFrame:
+    """Return the frame of a plan in the camera's axes: the smallest canvas that holds the whole region.
+
+    Axes that cannot be told from the nominal ones, and None, give `plan.frame()`.
+
+    Raises
+    ------
+    ScannerError
+        When the camera is turned so far that the plan's tiles would leave gaps.
+    """
+    axes = None if axes is None else axes.exact(plan.pixel_size_um)
+    if axes is None or axes == StageAxes(1 / plan.pixel_size_um, 0.0, 0.0, 1 / plan.pixel_size_um):
+        return plan.frame()
+    _check_gaps(plan, axes)
+    x, y = plan.region.x_mm * 1000, plan.region.y_mm * 1000
+    width, height = plan.region.width_mm * 1000, plan.region.height_mm * 1000
+    corners = [axes.to_px(dx, dy) for dx in (0.0, width) for dy in (0.0, height)]
+    (y0, y1), (x0, x1) = ((min(values), max(values)) for values in zip(*corners, strict=True))
+    off_x, off_y = axes.to_um(y0, x0)
+    return MosaicFrame(
+        x + off_x, y + off_y, max(1, round(y1 - y0)), max(1, round(x1 - x0)), plan.pixel_size_um,
+        axes.xx, axes.xy, axes.yx, axes.yy,
+    )  # fmt: skip
+
+
+def _check_gaps(plan: ScanPlan, axes: StageAxes) -> None:
+    """Refuse a turn for which the overlap is too small.
+
+    Neighbours along a row lie `across` apart, rows `down`. Tiles of one row still overlap all along when `across` is
+    shorter than a tile, and what its slope bares between two rows is covered when their overlap is larger.
+    """
+    pixel_um, (height, width) = plan.pixel_size_um, (plan.tile_height_px, plan.tile_width_px)
+    across = axes.to_px((width - plan.overlap_px) * pixel_um, 0.0)
+    down = axes.to_px(0.0, (height - plan.overlap_px) * pixel_um)
+    overlap = height - abs(down[0]), width - abs(across[1])
+    if min(overlap) <= 0 or (abs(across[0]) > overlap[0] and abs(down[1]) > overlap[1]):
+        raise ScannerError(
+            f"The camera is turned {axes.rotation_deg:.1f} degrees against the stage and one of its pixels is "
+            f"{axes.pixel_size_um:.4g} um by the stage's unit: tiles would leave gaps.",
+            "Turn the camera, correct optics.pixel_size_um, or raise scan.overlap.",
+        )
