@@ -9,7 +9,7 @@ import sys
 import typer
 
 from edge_scanner import __version__
-from edge_scanner.cli import check, ctl, daemon, demo, files, focus, fuse
+from edge_scanner.cli import calibrate, check, ctl, daemon, demo, files, focus, fuse, keys
 from edge_scanner.cli.output import EXIT_CANCELLED, EXIT_FAILED, EXIT_USAGE, complain
 from edge_scanner.errors import ScannerError, UsageError
 
@@ -46,6 +46,8 @@ app.command()(check.check)
 app.command()(files.export)
 app.command()(fuse.fuse)
 app.add_typer(ctl.app, name="ctl")
+app.add_typer(calibrate.app, name="calibrate")
+app.add_typer(keys.app, name="keys")
 app.add_typer(focus.app, name="focus")
 
 

@@ -28,9 +28,13 @@ def _connect(
     endpoint: str = typer.Option(ControlConfig().endpoint, "--endpoint", "-e", help="The daemon's command socket."),
     events: str = typer.Option("", "--events", help="The daemon's event socket; asked of the daemon when omitted."),
     timeout_s: float = typer.Option(5.0, "--timeout-s", min=0.1, help="How long to wait for a reply."),
+    server_key: str = typer.Option(
+        "", "--server-key", envvar="EDGE_SCANNER_SERVER_KEY", help="The daemon's server.key, where TCP asks for keys."
+    ),
+    key: str = typer.Option("", "--key", envvar="EDGE_SCANNER_KEY", help="Your own .key_secret file."),
 ) -> None:
     """Send one command to a running daemon."""
-    context.obj = lambda: Client(endpoint, events or None, timeout_s=timeout_s)
+    context.obj = lambda: Client(endpoint, events or None, timeout_s=timeout_s, server_key=server_key, key=key)
 
 
 def _request(context: typer.Context, verb: str, as_json: bool, **args: object) -> Any:

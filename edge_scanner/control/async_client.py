@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import zmq.asyncio
@@ -27,6 +28,7 @@ from edge_scanner.control.follow import (
     result_of,
     with_outcome,
 )
+from edge_scanner.control.keys import Credentials
 from edge_scanner.errors import ScannerError
 
 
@@ -35,20 +37,28 @@ class AsyncClient(Verbs[Awaitable[Any]]):
 
     Parameters
     ----------
-    endpoint, events_endpoint, client, timeout_s
+    endpoint, events_endpoint, client, timeout_s, server_key, key
         See `Client`.
     """
 
     def __init__(
-        self, endpoint: str, events_endpoint: str | None = None, client: str | None = None, timeout_s: float = 5.0
+        self,
+        endpoint: str,
+        events_endpoint: str | None = None,
+        client: str | None = None,
+        timeout_s: float = 5.0,
+        *,
+        server_key: Path | str | None = None,
+        key: Path | str | None = None,
     ) -> None:
+        self._credentials = Credentials.load(server_key, key)
         self._endpoint = endpoint
         self._events_endpoint = events_endpoint
         self.name = client or new_name()
         self._timeout_s = timeout_s
         self._leased = False
         self._context = zmq.asyncio.Context()
-        self._socket = connect.dealer(self._context, endpoint)
+        self._socket, self._door = connect.dealer(self._context, endpoint, self._credentials)
         self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._reader: asyncio.Task[None] | None = None
 
@@ -70,6 +80,7 @@ class AsyncClient(Verbs[Awaitable[Any]]):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
             self._reader = None
+        self._door.close()
         self._context.destroy(linger=0)
 
     async def request(self, cmd: str, /, **args: object) -> Any:
@@ -88,11 +99,13 @@ class AsyncClient(Verbs[Awaitable[Any]]):
                         return result
         finally:
             del self._waiting[request_id]
-        raise NoAnswerError(self._endpoint, self._timeout_s)
+        why = self._door.why()
+        self._door.knock(self._endpoint)
+        raise NoAnswerError(self._endpoint, self._timeout_s, why)
 
     async def events(self, silence_s: float = 5.0) -> AsyncGenerator[Event, None]:
         """Yield snapshots and events; see `Client.events`."""
-        socket = connect.subscriber(self._context, self._events_endpoint or (await self.hello())["events"])
+        socket = connect.subscriber(self._context, await self._events_at(), self._credentials)
         try:
             order = Sequence(await self._snapshot())
             yield order.last
@@ -124,6 +137,9 @@ class AsyncClient(Verbs[Awaitable[Any]]):
                     return status if scan_id is None else with_outcome(status, await self.scans(), scan_id)
                 turns.check()
         raise AssertionError("events never end")
+
+    async def _events_at(self) -> str:
+        return self._events_endpoint or connect.reachable((await self.hello())["events"], self._endpoint)
 
     async def _snapshot(self) -> Event:
         return Event.snapshot(await self.status())

@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -38,6 +39,7 @@ from edge_scanner.control.follow import (
     result_of,
     with_outcome,
 )
+from edge_scanner.control.keys import Credentials
 from edge_scanner.errors import ScannerError
 
 __all__ = ["AsyncClient", "Client", "Event", "NoAnswerError", "RemoteError"]
@@ -59,18 +61,30 @@ class Client(Verbs[Any]):
         Name under which the lease is held; a new unique one when omitted.
     timeout_s : float
         How long to wait for a reply, all tries together.
+    server_key : Path or str, optional
+        The daemon's public key, a file or its 40 characters, where the endpoint asks for keys.
+    key : Path or str, optional
+        This client's `.key_secret` file; its public key must be allowed at the daemon.
     """
 
     def __init__(
-        self, endpoint: str, events_endpoint: str | None = None, client: str | None = None, timeout_s: float = 5.0
+        self,
+        endpoint: str,
+        events_endpoint: str | None = None,
+        client: str | None = None,
+        timeout_s: float = 5.0,
+        *,
+        server_key: Path | str | None = None,
+        key: Path | str | None = None,
     ) -> None:
+        self._credentials = Credentials.load(server_key, key)
         self._endpoint = endpoint
         self._events_endpoint = events_endpoint
         self.name = client or new_name()
         self._timeout_s = timeout_s
         self._leased = False
         self._context = zmq.Context()
-        self._socket = connect.dealer(self._context, endpoint)
+        self._socket, self._door = connect.dealer(self._context, endpoint, self._credentials)
 
     def __enter__(self) -> Client:
         return self
@@ -85,6 +99,7 @@ class Client(Verbs[Any]):
             with contextlib.suppress(ScannerError):
                 self.lease_release()
             self._leased = False
+        self._door.close()
         self._context.destroy(linger=0)
 
     def request(self, cmd: str, /, **args: object) -> Any:
@@ -104,7 +119,9 @@ class Client(Verbs[Any]):
                 result = result_of(reply)
                 self._leased = leased_after(cmd, self._leased)
                 return result
-        raise NoAnswerError(self._endpoint, self._timeout_s)
+        why = self._door.why()
+        self._door.knock(self._endpoint)
+        raise NoAnswerError(self._endpoint, self._timeout_s, why)
 
     def events(self, silence_s: float = 5.0) -> Generator[Event, None, None]:
         """Yield a snapshot, then events as they come; where some were lost or none came, another snapshot.
@@ -119,7 +136,7 @@ class Client(Verbs[Any]):
         NoAnswerError
             The daemon is gone.
         """
-        socket = connect.subscriber(self._context, self._events_endpoint or self.hello()["events"])
+        socket = connect.subscriber(self._context, self._events_at(), self._credentials)
         try:
             order = Sequence(self._snapshot())
             yield order.last
@@ -172,6 +189,9 @@ class Client(Verbs[Any]):
                     return status if scan_id is None else with_outcome(status, self.scans(), scan_id)
                 turns.check()
         raise AssertionError("events never end")
+
+    def _events_at(self) -> str:
+        return self._events_endpoint or connect.reachable(self.hello()["events"], self._endpoint)
 
     def _snapshot(self) -> Event:
         return Event.snapshot(self.status())

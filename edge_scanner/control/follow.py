@@ -33,11 +33,9 @@ class RemoteError(ScannerError):
 class NoAnswerError(ScannerError):
     """No daemon answered in time; whether it carried the request out is not known."""
 
-    def __init__(self, endpoint: str, timeout_s: float) -> None:
-        super().__init__(
-            f"No daemon answers at {endpoint} (waited {timeout_s:g} s).",
-            "Check that it runs, that the endpoint is right, and that you may write to its socket.",
-        )
+    def __init__(self, endpoint: str, timeout_s: float, why: tuple[str, str]) -> None:
+        cause, advice = why
+        super().__init__(f"No daemon answers at {endpoint} (waited {timeout_s:g} s). {cause}", advice)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import base64
 import logging
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -14,6 +15,8 @@ from edge_scanner.config import ControlConfig
 from edge_scanner.control import endpoint as endpoints
 from edge_scanner.control import messages
 from edge_scanner.control.events import EventBus
+from edge_scanner.control.gate import Gate
+from edge_scanner.control.keys import Keyring
 from edge_scanner.control.lease import Lease
 from edge_scanner.control.messages import Command
 from edge_scanner.control.port import ScannerPort
@@ -31,6 +34,8 @@ REMEMBERED_BYTES = 8 << 20
 STOP_BYTES = 4096
 """A longer message is not looked at for the stop's fast path."""
 LAST_WORDS_MS = 250
+REVOKED_S = 1.0
+"""How often the keys of those who are connected are looked at again."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,22 +68,24 @@ class ControlServer:
         self._actions = Replies(REMEMBERED, REMEMBERED_BYTES)
         self._others = Replies(REMEMBERED, REMEMBERED_BYTES)
         self._pending: deque[list[bytes]] = deque()
-        self._next_heartbeat_s = self._clock.now_s()
+        self._next_heartbeat_s = self._next_look_s = self._clock.now_s()
 
     def __enter__(self) -> ControlServer:
-        for wanted in (self._config.endpoint, self._config.events):
-            endpoints.check(wanted)
-            endpoints.prepare(wanted)
-        self._context = zmq.Context()
+        wanted = [self._config.endpoint, self._config.events]
+        guarded = self._config.keys and any(one.startswith("tcp://") for one in wanted)
+        self._gate = Gate(Keyring(Path(self._config.keys))) if guarded else None
+        for one in wanted:
+            endpoints.check(one, curve=self._gate is not None)
+            endpoints.prepare(one)
+        self._open(*wanted)
         try:
-            self._commands = self._socket(zmq.ROUTER, self._config.endpoint)
-            self._events = self._socket(zmq.PUB, self._config.events)
+            if self._gate is not None:
+                for bound, kind in ((self.endpoint, zmq.DEALER), (self.events_endpoint, zmq.SUB)):
+                    if bound.startswith("tcp://"):
+                        self._gate.prove(bound, kind)
         except BaseException:
             self._context.destroy(linger=0)
             raise
-        self._poller = zmq.Poller()
-        self._poller.register(self._commands, zmq.POLLIN)
-        self._poller.register(self._bus.fileno(), zmq.POLLIN)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,6 +112,7 @@ class ControlServer:
     def serve_once(self, timeout_ms: int) -> None:
         """Wait at most that long for something to do, and do it: at most `BATCH` requests, all events."""
         self._poller.poll(timeout_ms)
+        self._admit()
         self._heartbeat()
         self._send_events()
         for _ in range(BATCH):
@@ -113,6 +121,36 @@ class ControlServer:
                 break
             self._answer(self._pending.popleft())
             self._send_events()
+
+    def _open(self, commands: str, events: str) -> None:
+        self._context = zmq.Context()
+        self._poller = zmq.Poller()
+        try:
+            if self._gate is not None:
+                self._poller.register(self._gate.open(self._context), zmq.POLLIN)
+            self._commands = self._socket(zmq.ROUTER, commands)
+            self._events = self._socket(zmq.PUB, events)
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+        self._poller.register(self._commands, zmq.POLLIN)
+        self._poller.register(self._bus.fileno(), zmq.POLLIN)
+
+    def _admit(self) -> None:
+        """Let new clients in; after a revocation connect everyone anew, since libzmq cannot end one connection."""
+        if self._gate is None:
+            return
+        self._gate.answer()
+        now_s = self._clock.now_s()
+        if now_s < self._next_look_s:
+            return
+        self._next_look_s = now_s + REVOKED_S
+        if self._gate.has_revoked():
+            _log.warning("A key was revoked; every client connects anew.")
+            bound = self.endpoint, self.events_endpoint
+            self._pending.clear()  # whoever asked asks again, under the same id
+            self._context.destroy(linger=0)
+            self._open(*bound)
 
     def _socket(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
         opened = self._context.socket(kind)
@@ -123,6 +161,8 @@ class ControlServer:
         opened.setsockopt(zmq.HEARTBEAT_IVL, 2000)
         opened.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
         opened.setsockopt(zmq.HEARTBEAT_TTL, 6000)
+        if self._gate is not None and endpoint.startswith("tcp://"):
+            self._gate.guard(opened)
         try:
             opened.bind(endpoint)
         except zmq.ZMQError as error:
