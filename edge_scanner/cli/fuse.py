@@ -68,7 +68,7 @@ def _client(address: str | None) -> Iterator[Any]:
     except ImportError as error:
         raise UsageError("--scheduler needs dask.distributed.", "Install edge-scanner[distributed].") from error
     try:
-        client = Client(address, timeout="10s")
+        client = Client(address, timeout="5s")
     except (OSError, ValueError) as error:
         raise ScannerError(f"There is no Dask scheduler at {address}.", "Check the address.") from error
     try:

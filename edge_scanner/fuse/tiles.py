@@ -22,8 +22,8 @@ from edge_scanner.tile import Pixels
 TIFF = (".tif", ".tiff", ".btf", ".tf8")
 DTYPES = ("uint8", "uint16", "float32")
 DAMAGE = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError, struct.error,
-    tifffile.TiffFileError, cv2.error,
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
+    struct.error, tifffile.TiffFileError, cv2.error,
 )  # fmt: skip
 """What readers raise on files that are cut off or damaged."""
 

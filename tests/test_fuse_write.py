@@ -1,0 +1,175 @@
+"""Streaming into the store: whole or not at all, resumed after any end, each tile read about once, on a cluster too."""
+
+import json
+
+import numpy as np
+import pytest
+import zarr
+from fuse_scenes import cut, grid, listed, picture
+from typer.testing import CliRunner
+
+from edge_scanner.cli.app import app
+from edge_scanner.errors import AbortedError, UsageError
+from edge_scanner.fuse.fusion import prepare
+from edge_scanner.fuse.slide import fuse_slide
+from edge_scanner.fuse.sources import open_source
+from edge_scanner.fuse.write import pieces
+from edge_scanner.geometry import Box
+from edge_scanner.store import SlideStore
+
+IMAGE = picture(500, 420)
+PLACES = grid(500, 420, 120, 100)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiles")
+    listed(folder, cut(folder, IMAGE, PLACES, 120), PLACES)
+    return folder
+
+
+def everything(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def levels(path):
+    store = SlideStore.open(path)
+    return [store.read(k, Box(0, 0, level.height_px, level.width_px)) for k, level in enumerate(store.levels)]
+
+
+@pytest.mark.parametrize("chunk", [16, 32, 128, 512])
+def test_tiles_are_read_about_once_whatever_the_chunk(source, tmp_path, chunk):
+    report = fuse_slide(open_source(source), tmp_path / "o.ome.zarr", chunk_px=chunk, memory_mb=1.0)
+    assert np.array_equal(levels(tmp_path / "o.ome.zarr")[0], IMAGE)
+    assert 1 <= report.loads_per_tile <= 1.5
+
+
+def test_other_readers_see_the_same(source, tmp_path):
+    fuse_slide(open_source(source), tmp_path / "o.ome.zarr", chunk_px=64)
+    array = zarr.open_group(tmp_path / "o.ome.zarr", mode="r")["0/0"]
+    assert np.array_equal(np.moveaxis(array[:], 0, -1), IMAGE)
+    assert array.shards == (3, 512, 512)
+    assert not (tmp_path / "o.ome.zarr.partial").exists()
+    assert not (tmp_path / "o.ome.zarr" / ".fusing").exists()
+
+
+@pytest.mark.parametrize("codec", ["gzip", "jpeg"])
+@pytest.mark.parametrize("after", [1, 3])
+def test_an_interrupted_fusion_goes_on_and_gives_the_same_bytes(source, tmp_path, after, codec):
+    straight = tmp_path / "straight.ome.zarr"
+    whole = fuse_slide(open_source(source), straight, chunk_px=16, codec=codec)
+    out = tmp_path / "o" / "straight.ome.zarr"
+    polled = iter(range(1000))
+    with pytest.raises(AbortedError):
+        fuse_slide(open_source(source), out, chunk_px=16, codec=codec, cancelled=lambda: next(polled) >= after)
+    assert not out.exists()
+    report = fuse_slide(open_source(source), out, chunk_px=16, codec=codec)
+    assert (report.pieces, report.pieces_computed) == (whole.pieces, whole.pieces - after)
+    for a, b in zip(levels(straight), levels(out), strict=True):
+        assert np.array_equal(a, b)
+    assert everything(out).keys() == everything(straight).keys()
+
+
+def test_a_torn_end_is_cut_off_and_done_again(source, tmp_path):
+    out = tmp_path / "o.ome.zarr"
+    polled = iter(range(1000))
+    with pytest.raises(AbortedError):
+        fuse_slide(open_source(source), out, chunk_px=16, cancelled=lambda: next(polled) >= 2)
+    partial = tmp_path / "o.ome.zarr.partial"
+    shard = sorted(p for p in (partial / "0" / "0" / "c").rglob("*") if p.is_file())[-1]
+    data = bytearray(shard.read_bytes())
+    data[:8] = b"\xff" * 8
+    shard.write_bytes(bytes(data) + b"half a chunk")
+    fuse_slide(open_source(source), out, chunk_px=16)
+    assert np.array_equal(levels(out)[0], IMAGE)
+
+
+def test_other_work_does_not_go_on_with_it(source, tmp_path):
+    out = tmp_path / "o.ome.zarr"
+    polled = iter(range(1000))
+    with pytest.raises(AbortedError):
+        fuse_slide(open_source(source), out, chunk_px=16, cancelled=lambda: next(polled) >= 2)
+    report = fuse_slide(open_source(source), out, chunk_px=32)
+    assert report.pieces == report.pieces_computed
+    assert np.array_equal(levels(out)[0], IMAGE)
+
+
+def test_pieces_cover_every_chunk_once_and_are_whole_shards():
+    tiles = [np.zeros((50, 60), np.uint8)] * 12
+    transforms = [np.array([[1, 0, 47 * (k % 4)], [0, 1, 41 * (k // 4)], [0, 0, 1]]) for k in range(12)]
+    fusion = prepare(tiles, transforms)
+    for chunk_px in (2, 4, 10, 64, 1000):
+        seen = [(r, c) for p in pieces(fusion, chunk_px, 10**6) for r in p.rows for c in p.cols]
+        rows, cols = (-(-n // chunk_px) for n in fusion.extent)
+        assert len(seen) == len(set(seen)) == rows * cols
+        assert all(p.rows[0] % 8 == p.cols[0] % 8 == 0 for p in pieces(fusion, chunk_px, 10**6))
+
+
+def test_an_existing_output_stays(source, tmp_path):
+    out = tmp_path / "o.ome.zarr"
+    out.mkdir()
+    (out / "mine").write_text("x")
+    with pytest.raises(UsageError, match="exists"):
+        fuse_slide(open_source(source), out)
+    assert [p.name for p in tmp_path.iterdir()] == ["o.ome.zarr"]
+    fuse_slide(open_source(source), out, overwrite=True)
+    assert np.array_equal(levels(out)[0], IMAGE)
+
+
+def test_a_listing_beside_the_output_is_not_replaced(tmp_path):
+    names = cut(tmp_path, IMAGE, PLACES, 120)
+    listed(tmp_path, names, PLACES)
+    (tmp_path / "tiles.csv").rename(tmp_path / "positions.csv")
+    with pytest.raises(UsageError, match="would be replaced"):
+        fuse_slide(open_source(tmp_path), tmp_path / "o.ome.zarr")
+
+
+def test_registration_finds_the_places_again(tmp_path):
+    """Tiles of a smooth picture listed up to some pixels wrong."""
+    rng = np.random.default_rng(4)
+    image = picture(900, 1100)
+    places = grid(900, 1100, 256, 200)
+    wrong = [
+        (y + int(dy), x + int(dx))
+        for (y, x), (dy, dx) in zip(places, rng.integers(-6, 7, (len(places), 2)), strict=True)
+    ]
+    listed(tmp_path, cut(tmp_path, image, places, 256), wrong)
+    report = fuse_slide(open_source(tmp_path), tmp_path / "o" / "o.ome.zarr", register=True)
+    rows = [line.split(",") for line in (tmp_path / "o" / "positions.csv").read_text().splitlines()[1:]]
+    found = np.array([(float(y), float(x)) for _, x, y in rows])
+    off = found - np.array(places)
+    assert np.abs(off - off.mean(axis=0)).max() < 0.1
+    assert report.edges >= len(places)
+    assert report.residual_px_p95 < 0.1
+
+
+def command(*words):
+    return CliRunner().invoke(app, [str(w) for w in words])
+
+
+def test_the_command_tells_in_json(source, tmp_path):
+    done = command("fuse", source, tmp_path / "o.ome.zarr", "--register", "--json", "--chunk", 64)
+    assert done.exit_code == 0
+    told = json.loads(done.stdout)
+    assert {"tiles", "edges", "residual_px_p50", "residual_px_p95", "wall_s", "peak_rss_mib"} <= told.keys()
+    assert told["tiles"] == len(PLACES)
+    assert (tmp_path / "positions.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    "words", [["--blend", "best"], ["--chunk", "7"], ["--codec", "bzip2"], ["--scheduler", "tcp://127.0.0.1:1"]]
+)
+def test_wrong_words_leave_nothing(source, tmp_path, words):
+    done = command("fuse", source, tmp_path / "o.ome.zarr", *words)
+    assert done.exit_code != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_tile_leaves_nothing(tmp_path):
+    names = cut(tmp_path / "t", IMAGE, PLACES, 120)
+    listed(tmp_path / "t", names, PLACES)
+    (tmp_path / "t" / names[5]).unlink()
+    done = command("fuse", tmp_path / "t", tmp_path / "o" / "o.ome.zarr")
+    assert done.exit_code != 0
+    assert "t005.tif is missing" in str(done.exception)
+    assert not (tmp_path / "o").exists()
