@@ -9,7 +9,8 @@ the controller is idle and where it is, and which bytes halt it. Everything else
   a reply that is late, missing or garbled counts as busy;
 * waiting ends when the position has not changed for `stage.timeout_s`, or after twice the time that the kinematics
   need plus that;
-* a target is sent again only where the protocol is absolute and the controller rests elsewhere.
+* a target is sent again only where the protocol is absolute and each axis rests where it started or at the target, so
+  that the command must have been lost; at rest anywhere else, the position is no longer believed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ REPLY_S = 0.3
 
 _QUERIES = 4
 _FOLLOW_S = 0.25
+_RETRY_S = 0.25
 _FIRST_POLL_S, _LAST_POLL_S = 0.01, 0.1
 _SAME_UM = 0.05
 _RESTS, _RESENDS = 5, 2
@@ -228,7 +230,16 @@ class SerialStage(Stage):
             raise
 
     def _reconnect(self) -> None:
-        identity = self._connect()
+        """Open the line again, waiting up to `stage.timeout_s` for it to be plugged in; it must lead to the same."""
+        deadline_s = self._clock.now_s() + self._stage.timeout_s
+        while True:
+            try:
+                identity = self._connect()
+                break
+            except DeviceError:
+                if self._line.halted or self._clock.now_s() > deadline_s:
+                    raise
+                self._line.sleep(_RETRY_S)
         if identity != self._identity:
             self._line.close()
             raise DeviceError(
@@ -266,7 +277,9 @@ class SerialStage(Stage):
                 changed_s = changed_s if same else now_s
                 rests = rests + 1 if at_rest else 0
                 before = report
-            if rests >= _RESTS and sends < _RESENDS and self.absolute:
+            if report is not None and rests >= _RESTS:
+                if not self.absolute or sends >= _RESENDS or not self._is_unsent(report.at, goal):
+                    raise DeviceError("The stage rests elsewhere than at its target.", "Check what it met, then home.")
                 rests, sends = 0, sends + 1
                 self._send(goal)
             if now_s - changed_s > self._stage.timeout_s or now_s > last_s:
@@ -305,6 +318,15 @@ class SerialStage(Stage):
         off_um = max(abs(raw.x_um - goal.x_um), abs(raw.y_um - goal.y_um))
         return off_um <= self._stage.tolerance_um and abs(raw.z_um - goal.z_um) <= self._stage.z_tolerance_um
 
+    def _is_unsent(self, raw: Position, goal: Position) -> bool:
+        """Tell whether each axis is where the move began or where it ends."""
+        start = self._to_raw(self._last) if self._last else goal
+        mixed = (
+            a if abs(at - a) < abs(at - b) else b
+            for at, a, b in zip(_axes(raw), _axes(start), _axes(goal), strict=True)
+        )
+        return self._is_near(raw, Position(*mixed))
+
     def _to_raw(self, at: Position) -> Position:
         o = self._offset
         return Position(at.x_um - o.x_um, at.y_um - o.y_um, at.z_um - o.z_um)
@@ -341,5 +363,9 @@ class SerialStage(Stage):
             raise DeviceError("The stage is not open.", "Open it first.")
 
 
+def _axes(at: Position) -> tuple[float, float, float]:
+    return at.x_um, at.y_um, at.z_um
+
+
 def _distance(a: Position, b: Position) -> float:
-    return max(abs(a.x_um - b.x_um), abs(a.y_um - b.y_um), abs(a.z_um - b.z_um))
+    return max(abs(p - q) for p, q in zip(_axes(a), _axes(b), strict=True))
