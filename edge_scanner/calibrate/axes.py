@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -109,11 +110,16 @@ class Spot:
     strip: Strip
 
 
-def measure_axes(probe: Probe, region: ScanRegion) -> tuple[StageAxes, Spot]:
-    """Return the stage's axes, and the place where they were measured.
+def measure_axes(probe: Probe, region: ScanRegion, *, quick: bool = True) -> tuple[StageAxes, Spot]:
+    """Return the stage's axes, and the place where they were measured; the light must be on.
 
-    Measured without focusing first; focused only where that is not enough, or finds anything out of the ordinary.
-    The light must be on.
+    Parameters
+    ----------
+    probe : Probe
+    region : ScanRegion
+        Where to look for texture.
+    quick : bool
+        Try without focusing first; focus only where that is not enough, or finds anything out of the ordinary.
 
     Raises
     ------
@@ -121,18 +127,14 @@ def measure_axes(probe: Probe, region: ScanRegion) -> tuple[StageAxes, Spot]:
         When no place looked at shows enough.
     """
     for spot in spots(probe, region):
-        try:
-            axes = axes_at(probe, spot)
+        with contextlib.suppress(NoTextureError):
+            axes = axes_at(probe, spot) if quick else None
             pixel_um = probe.config.optics.pixel_size_um
-            if axes.sigma * pixel_um <= COARSE and axes.exact(pixel_um) is not axes:
+            if axes and axes.sigma * pixel_um <= COARSE and axes.exact(pixel_um) is not axes:
                 return axes, spot
-        except NoTextureError:
-            pass
-        try:
+        with contextlib.suppress(NoTextureError):
             focused = focus_at(probe, spot)
             return axes_at(probe, focused), focused
-        except NoTextureError:
-            continue
     raise NoTextureError("Nothing was found to measure the stage's axes on.", "Bring tissue under the objective.")
 
 
