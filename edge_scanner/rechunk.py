@@ -54,8 +54,9 @@ def rechunk(
 ) -> RechunkReport:
     """Decode a store shard by shard and encode it anew, with the same levels, codec and metadata.
 
-    Lossless codecs keep every pixel; JPEG is compressed a second time. The result is a plain OME-Zarr for any reader;
-    this program exports only stores of its own chunking.
+    Lossless codecs keep every pixel; JPEG is compressed a second time. The result is a plain OME-Zarr for any reader.
+    With one chunk size for all levels this program opens it again; its export then encodes gzip anew, because the
+    wrapper is not this program's.
 
     Memory bound: six times the pixels of one output shard, whose side is chosen so that it stays below `memory_mb`.
 

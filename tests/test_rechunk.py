@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from export_slides import contents, level, make, slide
 from store_slides import new_store
 
 from edge_scanner.errors import AbortedError, ScannerError, StoreError, UsageError
+from edge_scanner.export import to_ome_tiff
 from edge_scanner.rechunk import rechunk
 from edge_scanner.store import SlideStore
 from edge_scanner.store.codec import Gzip
@@ -40,6 +42,27 @@ def test_pixels_stay_and_chunks_become_what_was_asked(kind: str, chunk: tuple[in
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     assert contents(store.path) == before
+
+
+@pytest.mark.parametrize("chunk", [32, 128])
+def test_one_size_for_all_levels_can_be_opened_and_exported(chunk: int, tmp_path: Path) -> None:
+    store = make("gzip", tmp_path / "s.ome.zarr")
+    rechunk(store.path, tmp_path / "r.ome.zarr", chunk=[chunk])
+    again = SlideStore.open(tmp_path / "r.ome.zarr")
+    assert (again.levels[-1].height_px, again.chunk_px) == (store.levels[-1].height_px, chunk)
+    with pytest.raises(StoreError, match="--compression zlib"):
+        to_ome_tiff(again.path, tmp_path / "r.ome.tif")
+    to_ome_tiff(again.path, tmp_path / "r.ome.tif", compression="zlib")
+    with tifffile.TiffFile(tmp_path / "r.ome.tif") as tiff:
+        for number, series in enumerate(tiff.series[0].levels):
+            np.testing.assert_array_equal(series.asarray(), level(store, number), strict=True)
+
+
+def test_sizes_that_differ_are_for_other_readers(tmp_path: Path) -> None:
+    store = make("gzip", tmp_path / "s.ome.zarr")
+    rechunk(store.path, tmp_path / "r.ome.zarr", chunk=[128, 64, 32, 16])
+    with pytest.raises(StoreError, match="another shape, type or codec"):
+        SlideStore.open(tmp_path / "r.ome.zarr")
 
 
 def test_jpeg_stays_close(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,8 @@ class Layout:
     codec : Codec
     metadata : SlideMetadata
         With one channel for three samples, pixels are RGB and interleaved; else one chunk a channel.
+    level_count : int or None
+        None: until one chunk holds a level.
     """
 
     height_px: int
@@ -65,9 +68,11 @@ class Layout:
     fill_value: int
     codec: Codec
     metadata: SlideMetadata
+    level_count: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.height_px, self.width_px, self.channels, self.chunk_px, self.shard_chunks) < 1:
+        count = 1 if self.level_count is None else self.level_count
+        if min(self.height_px, self.width_px, self.channels, self.chunk_px, self.shard_chunks, count) < 1:
             raise StoreError(f"A slide of {self.width_px} x {self.height_px} px x {self.channels} cannot be stored.")
         if self.dtype not in (np.uint8, np.uint16):
             raise StoreError(f"Pixels of type {self.dtype} cannot be stored.", "Use uint8 or uint16.")
@@ -101,15 +106,15 @@ class Layout:
         return self.planes * self.shard_chunks**2
 
     def levels(self) -> tuple[Level, ...]:
-        """Return the levels, largest first; each halves the one before, rounded up, until one chunk holds it."""
-        return tuple(self._halvings())
+        """Return the levels, largest first; each halves the one before, rounded up."""
+        return tuple(itertools.islice(self._halvings(), self.level_count))
 
     def _halvings(self) -> Iterator[Level]:
         height, width, downsample = self.height_px, self.width_px, 1
         while True:
             rows, cols = math.ceil(height / self.chunk_px), math.ceil(width / self.chunk_px)
             yield Level(height, width, downsample, rows, cols)
-            if rows == cols == 1:
+            if self.level_count is None and rows == cols == 1:
                 return
             height, width, downsample = (height + 1) // 2, (width + 1) // 2, downsample * 2
 
@@ -164,7 +169,7 @@ def parse(image: dict[str, Any], array: dict[str, Any]) -> Layout:
         shape = array["shape"]
         sharding = array["codecs"][0]["configuration"]
         chunk_px = int(sharding["chunk_shape"][2])
-        return Layout(
+        layout = Layout(
             int(shape[1]),
             int(shape[2]),
             int(shape[0]),
@@ -175,6 +180,8 @@ def parse(image: dict[str, Any], array: dict[str, Any]) -> Layout:
             from_zarr(sharding["codecs"]),
             SlideMetadata.from_dict(image["attributes"][OWN_KEY]["metadata"]),
         )
+        stored = len(image["attributes"]["ome"]["multiscales"][0]["datasets"])
+        return layout if stored == len(layout.levels()) else replace(layout, level_count=stored)
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         raise StoreError(
             f"This OME-Zarr has another structure than this program's ({error!r}).", "Only its own stores can be used."
