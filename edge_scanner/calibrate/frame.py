@@ -36,14 +36,17 @@ def frame_of(plan: ScanPlan, axes: StageAxes | None) -> MosaicFrame:
 def _check_gaps(plan: ScanPlan, axes: StageAxes) -> None:
     """Refuse a turn for which the overlap is too small.
 
-    Neighbours along a row lie `across` apart, rows `down`. Tiles of one row still overlap all along when `across` is
-    shorter than a tile, and what its slope bares between two rows is covered when their overlap is larger.
+    Neighbours in a row lie `across` apart, neighbours in a column `down`. A row is a band without gaps while `across`
+    is mostly sideways and shorter than a tile; two such bands meet everywhere when they overlap by more than the step
+    between neighbours. The same holds for columns.
     """
     pixel_um, (height, width) = plan.pixel_size_um, (plan.tile_height_px, plan.tile_width_px)
     across = axes.to_px((width - plan.overlap_px) * pixel_um, 0.0)
     down = axes.to_px(0.0, (height - plan.overlap_px) * pixel_um)
     overlap = height - abs(down[0]), width - abs(across[1])
-    if min(overlap) <= 0 or (abs(across[0]) > overlap[0] and abs(down[1]) > overlap[1]):
+    slope = abs(across[0]), abs(down[1])
+    apart = slope[0] > abs(down[0]) or slope[1] > abs(across[1])
+    if apart or min(overlap) < 0 or (slope[0] > overlap[0] and slope[1] > overlap[1]):
         raise ScannerError(
             f"The camera is turned {axes.rotation_deg:.1f} degrees against the stage and one of its pixels is "
             f"{axes.pixel_size_um:.4g} um by the stage's unit: tiles would leave gaps.",
