@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -9,17 +10,25 @@ import sys
 import typer
 
 from edge_scanner import __version__
-from edge_scanner.cli import calibrate, check, ctl, daemon, demo, files, focus, fuse, keys
 from edge_scanner.cli.output import EXIT_CANCELLED, EXIT_FAILED, EXIT_USAGE, complain
 from edge_scanner.errors import ScannerError, UsageError
 
-app = typer.Typer(
-    name="edge-scanner",
-    help="Whole-slide microscope scanner: scan, focus, stitch into a pyramid while scanning, export.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+COMMANDS = {
+    "demo": "demo:demo",
+    "run": "daemon:run",
+    "ctl": "ctl:app",
+    "check": "check:check",
+    "calibrate": "calibrate:app",
+    "fuse": "fuse:fuse",
+    "export": "files:export",
+    "rechunk": "files:rechunk",
+    "segment": "fuse:segment",
+    "focus": "focus:app",
+    "keys": "keys:app",
+    "audit": "files:audit",
+}
+"""Command -> module of this package and what it calls there; a module is imported only when its command is asked for,
+so that the daemon does not carry the offline tools (dask alone is 240 MiB)."""
 
 _WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
 """The root of typer's usage errors, which typer itself does not name."""
@@ -31,31 +40,35 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     _version_wanted: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    """Whole-slide microscope scanner."""
+    """Whole-slide microscope scanner: scan, focus, stitch into a pyramid while scanning, export."""
 
 
-app.command()(demo.demo)
-app.command()(daemon.run)
-app.command()(check.check)
-app.command()(files.export)
-app.command()(fuse.fuse)
-app.add_typer(ctl.app, name="ctl")
-app.add_typer(calibrate.app, name="calibrate")
-app.add_typer(keys.app, name="keys")
-app.add_typer(focus.app, name="focus")
+def build(words: list[str]) -> typer.Typer:
+    """Return the command line: the command that the words ask for, or all of them where they ask for none."""
+    app = typer.Typer(
+        name="edge-scanner", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, callback=_root
+    )
+    asked = next((word for word in words if not word.startswith("-")), None)
+    for name in [asked] if asked in COMMANDS else COMMANDS:
+        module, function = COMMANDS[name].split(":")
+        command = getattr(importlib.import_module(f"edge_scanner.cli.{module}"), function)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
 
 
 def main() -> int:
     """Run the command line and return its exit code; no traceback for anything that was foreseen."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     try:
-        code = typer.main.get_command(app).main(standalone_mode=False)
+        code = typer.main.get_command(build(sys.argv[1:])).main(standalone_mode=False)
     except typer.Abort:
         complain("Cancelled.")
         return EXIT_CANCELLED
