@@ -13,8 +13,6 @@ import typer
 
 from edge_scanner.cli.output import print_json, print_rows, progress
 from edge_scanner.errors import ScannerError, UsageError
-from edge_scanner.fuse.slide import fuse_slide
-from edge_scanner.fuse.sources import open_source
 
 
 class BlendName(StrEnum):
@@ -43,6 +41,9 @@ def fuse(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Fuse tiles with known places or transforms into an OME-Zarr with its pyramid; an interrupted run is resumed."""
+    from edge_scanner.fuse.slide import fuse_slide  # Dask takes a while to import, and the daemon needs none of it
+    from edge_scanner.fuse.sources import open_source
+
     if chunk is not None and chunk % 2:
         raise UsageError(f"A chunk of {chunk} px cannot be.", "Use an even number.")
     tiles = open_source(source.resolve(), pixel_size_um)
@@ -55,6 +56,30 @@ def fuse(
         print_json(asdict(report))
     else:
         print_rows("", [(key, str(value)) for key, value in asdict(report).items() if value is not None])
+
+
+def segment(
+    source: Path = typer.Argument(..., metavar="SRC.ome.zarr"),
+    model: Path = typer.Argument(..., metavar="MODEL.onnx"),
+    out: Path = typer.Argument(..., metavar="OUT.ome.zarr"),
+    tile: int | None = typer.Option(None, "--tile", min=8, max=8192, help="Side of a tile, px; the model's, or 512."),
+    overlap: int | None = typer.Option(None, "--overlap", min=0, help="Of tiles, px; a quarter of the tile."),
+    scheduler: str | None = typer.Option(None, "--scheduler", metavar="ADDR", help="dask.distributed, tcp://…"),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing OUT."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Label a slide by an ONNX network, tile by tile without seams, as an OME-Zarr label image."""
+    from edge_scanner.seamless.segment import segment as segment_slide
+
+    with _client(scheduler) as client, progress("segmenting", wanted=not as_json) as show:
+        report = segment_slide(
+            source, model, out, tile_px=tile, overlap_px=overlap, overwrite=overwrite, client=client,
+            progress=lambda share: show(share, ""),
+        )  # fmt: skip
+    if as_json:
+        print_json(asdict(report))
+    else:
+        print_rows("", [(key, str(value)) for key, value in asdict(report).items()])
 
 
 @contextmanager

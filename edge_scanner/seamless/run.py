@@ -19,8 +19,8 @@ Values = NDArray[np.float32]
 Read = Callable[[int, int, int, int], NDArray[Any]]
 """`read(y0, y1, x0, x1) -> (y, x[, c])`."""
 
-Model = Callable[[NDArray[Any]], NDArray[Any]]
-"""`model((n, y, x[, c])) -> (n, y, x, k)`: logits of k classes, probabilities or regressed values."""
+Model = Callable[[NDArray[Any]], Any]
+"""`model((n, y, x[, c])) -> (n, y, x, k)`: logits, probabilities or regressed values, or a future of them."""
 
 Write = Callable[[int, int, NDArray[Any]], object]
 """`write(y0, x0, block)` with a finished (y, x, k) block, float32."""
@@ -51,7 +51,7 @@ def run(plan: Plan, model: Model, read: Read, write: Write, *, batch: int = 1, p
     batch : int
         Tiles that the model gets at a time.
     prefetch : int
-        Tiles read ahead by threads.
+        Tiles read ahead by threads, and asked of a model that answers with futures.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def run(plan: Plan, model: Model, read: Read, write: Write, *, batch: int = 1, p
     """
     if batch < 1 or prefetch < 0:
         raise UsageError(f"A batch of {batch} with {prefetch} tiles ahead cannot be.", "Use 1 and 0, or more.")
-    outputs = _outputs(model, _tiles(plan, read, prefetch), batch)
+    outputs = _outputs(model, _tiles(plan, read, prefetch), batch, prefetch)
     strips: _Strips | None = None
     waiting: list[tuple[int, int]] = []
     for cell in plan.cells:
@@ -95,17 +95,26 @@ def _tiles(plan: Plan, read: Read, prefetch: int) -> Iterator[NDArray[Any]]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _outputs(model: Model, tiles: Iterator[NDArray[Any]], batch: int) -> Iterator[NDArray[Any]]:
+def _outputs(model: Model, tiles: Iterator[NDArray[Any]], batch: int, ahead: int) -> Iterator[NDArray[Any]]:
+    """Yield the output of every tile; a model that answers with futures is asked some batches ahead."""
+    asked: deque[tuple[tuple[int, ...], Any]] = deque()
     outputs = 0
-    while group := list(islice(tiles, batch)):
-        tile = group[0].shape
-        if any(other.shape != tile for other in group):
-            raise ModelError("The tiles that were read are not of one shape.", "Check `read`.")
-        made = np.asarray(model(group[0][None] if len(group) == 1 else np.stack(group)))
-        if made.ndim != 4 or made.shape[:3] != (len(group), *tile[:2]) or outputs not in (0, made.shape[3]):
+    while True:
+        group = list(islice(tiles, batch))
+        if group:
+            if any(other.shape != group[0].shape for other in group):
+                raise ModelError("The tiles that were read are not of one shape.", "Check `read`.")
+            stacked = group[0][None] if len(group) == 1 else np.stack(group)
+            asked.append((stacked.shape, model(stacked)))
+        if not asked:
+            return
+        if group and hasattr(asked[-1][1], "result") and len(asked) <= ahead // batch:
+            continue
+        shape, answer = asked.popleft()
+        made = np.asarray(answer.result() if hasattr(answer, "result") else answer)
+        if made.ndim != 4 or made.shape[:3] != shape[:3] or outputs not in (0, made.shape[3]):
             raise ModelError(
-                f"The model gives {made.shape} for {len(group)} tiles of {tile[0]} x {tile[1]} px.",
-                "It must give (n, y, x, k).",
+                f"The model gives {made.shape} for tiles of {shape}.", "It must give (n, y, x, k) for (n, y, x, c)."
             )
         outputs = made.shape[3]
         yield from made
