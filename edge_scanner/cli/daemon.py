@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import typer
 
 from edge_scanner import config as configs
-from edge_scanner import service
+from edge_scanner import logs, service
 
 
 def run(
@@ -17,5 +16,5 @@ def run(
 ) -> None:
     """Run the daemon in the foreground until `shutdown` or SIGTERM."""
     settings = configs.load(config, overrides)
-    logging.getLogger().setLevel(settings.log.level.upper())
+    logs.configure(settings.log.level)
     service.run(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from edge_scanner.control.lease import Lease
 from edge_scanner.control.messages import Command
 from edge_scanner.control.port import ScannerPort
 from edge_scanner.control.replies import Replies
+from edge_scanner.control.trail import Trail
 from edge_scanner.devices.clock import Clock, RealClock
 from edge_scanner.errors import NotFoundError, ScannerError, StateError, UsageError
 from edge_scanner.state import LEGAL, State
@@ -68,6 +70,8 @@ class ControlServer:
         self._actions = Replies(REMEMBERED, REMEMBERED_BYTES)
         self._others = Replies(REMEMBERED, REMEMBERED_BYTES)
         self._pending: deque[list[bytes]] = deque()
+        self.trail = Trail()
+        self._faulty = False
         self._next_heartbeat_s = self._next_look_s = self._clock.now_s()
 
     def __enter__(self) -> ControlServer:
@@ -121,6 +125,7 @@ class ControlServer:
                 break
             self._answer(self._pending.popleft())
             self._send_events()
+        self._explain()
 
     def _open(self, commands: str, events: str) -> None:
         self._context = zmq.Context()
@@ -170,6 +175,13 @@ class ControlServer:
         endpoints.grant(endpoint)
         return opened
 
+    def _explain(self) -> None:
+        """Log what was asked before a fault, once for each."""
+        faulty = self._scanner.state() is State.FAULT
+        if faulty and not self._faulty:
+            _log.error("A fault; the last requests were %s", json.dumps(self.trail.dump()))
+        self._faulty = faulty
+
     def _heartbeat(self) -> None:
         now_s = self._clock.now_s()
         if now_s >= self._next_heartbeat_s:
@@ -207,12 +219,13 @@ class ControlServer:
         try:
             raw = messages.read(body)
         except ScannerError as error:
+            self.trail.note(_name(None, sender), {}, error.code, error.message)
             return messages.error_reply(None, error)
         client = _name(raw.get("client"), sender)
         self._lease.heard(client)
         request_id = messages.readable_id(raw)
         if request_id is None:
-            return self._refusal(raw)
+            return self._refusal(raw, client)
         if first := self._actions.get(request_id) or self._others.get(request_id):
             return first
         reply = self._carry_out(raw, request_id, client)
@@ -220,10 +233,11 @@ class ControlServer:
         (self._actions if action else self._others).put(request_id, reply)
         return reply
 
-    def _refusal(self, raw: dict[str, Any]) -> bytes:
+    def _refusal(self, raw: dict[str, Any], client: str) -> bytes:
         try:
             messages.understand(raw)
         except ScannerError as error:
+            self.trail.note(client, raw, error.code, error.message)
             return messages.error_reply(None, error)
         raise AssertionError("a request without an id was understood")
 
@@ -238,11 +252,14 @@ class ControlServer:
             result = self._perform(command, client)
             if command.name in messages.LEASED:
                 self._lease.take(client)
+            self.trail.note(client, raw, "ok")
             return messages.ok_reply(request_id, result)
         except ScannerError as error:
+            self.trail.note(client, raw, error.code, error.message)
             return messages.error_reply(request_id, error)
         except Exception as error:  # noqa: BLE001  the server must outlive a fault of the scanner
             _log.exception("A command failed.")
+            self.trail.note(client, raw, "internal")
             cause = ScannerError(f"The daemon failed with {type(error).__name__}.", "Its log says more.")
             return messages.error_reply(request_id, cause)
 

@@ -7,6 +7,7 @@ The first failure is kept as the cause; every blocked wait wakes.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from edge_scanner.abort import Abort
 from edge_scanner.buffer import TileBuffer
 from edge_scanner.errors import AbortedError
+from edge_scanner.scanner.pulse import Pulse
 from edge_scanner.scanner.scan import Numbered, Scan
 from edge_scanner.tile import Tile
 
@@ -35,12 +37,21 @@ class Pipeline:
         Ends acquisition only: the targets left are taken as rejected, and the mosaic is completed without them.
     on_tile : callable
         Called in the scan thread with each tile.
+    pulse : Pulse, optional
+        Told of every step, for the watchdog.
     """
 
     def __init__(
-        self, scan: Scan, abort: Abort, *, cancelled: Callable[[], bool], on_tile: Callable[[Tile], None]
+        self,
+        scan: Scan,
+        abort: Abort,
+        *,
+        cancelled: Callable[[], bool],
+        on_tile: Callable[[Tile], None],
+        pulse: Pulse | None = None,
     ) -> None:
         self._scan, self._abort = scan, abort
+        self._pulse = pulse or Pulse(math.inf)
         self._cancelled, self._on_tile = cancelled, on_tile
         self.tiles: TileBuffer[Tile] = TileBuffer(int(scan.config.scan.buffer_mb * 1e6), abort)
         self._chunks: TileBuffer[Numbered] = TileBuffer(CHUNK_BUFFER_BYTES, abort)
@@ -62,10 +73,12 @@ class Pipeline:
         with self._guard():
             for tile in self._targets():
                 self._on_tile(tile)
+                self._pulse.rest()
                 self.tiles.append(tile)
             self.tiles.close()
         for thread in threads:
             thread.join()
+        self._pulse.step()
         if self._abort.cause is not None:
             raise self._abort.cause
         self._abort.check()
@@ -82,16 +95,24 @@ class Pipeline:
     def _place(self) -> None:
         with self._guard():
             for tile in self.tiles:
-                for numbered in self._scan.place(tile):
-                    self._chunks.append(numbered)
-            for numbered in self._scan.end():
-                self._chunks.append(numbered)
+                self._pass_on(self._scan.place(tile))
+            self._pass_on(self._scan.end())
             self._chunks.close()
+
+    def _pass_on(self, chunks: Iterator[Numbered]) -> None:
+        self._pulse.step()
+        for numbered in chunks:
+            self._pulse.rest()
+            self._chunks.append(numbered)
+            self._pulse.step()
+        self._pulse.rest()
 
     def _write(self) -> None:
         with self._guard():
             for numbered in self._chunks:
+                self._pulse.step()
                 self._scan.write(numbered)
+                self._pulse.rest()
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -102,3 +123,5 @@ class Pipeline:
             self._abort.set()
         except BaseException as error:  # noqa: BLE001  every failure of a thread is the scan's
             self._abort.set(error)
+        finally:
+            self._pulse.rest()

@@ -39,12 +39,18 @@ from edge_scanner.report.report import Run, save
 from edge_scanner.scanner.archive import Archive
 from edge_scanner.scanner.machine import Machine, Publish
 from edge_scanner.scanner.pipeline import Pipeline
+from edge_scanner.scanner.pulse import Pulse
 from edge_scanner.scanner.scan import Scan, make_plan
 from edge_scanner.state import BUSY, Outcome, State
 from edge_scanner.tile import Pixels, Tile, Verdict
 
 _log = logging.getLogger(__name__)
 PREVIEW_PX = 640
+SPARE_S = 10.0
+"""What a step may take beyond the time-outs of stage and camera before its thread counts as hung."""
+WHOLE_SLIDE_S = 120.0
+WHOLE_SLIDE_PX_S = 2e6
+"""A pass over the whole mosaic may take so long: a constant, and so many pixels a second."""
 ROOM_S = 1.0
 """How often a scan that waits for room looks whether there is some."""
 
@@ -70,9 +76,15 @@ class Scanner:
     rig : Rig
     publish : callable
         `publish(topic, fields)` of events; thread-safe, never blocks.
+
+    Attributes
+    ----------
+    pulse : Pulse
+        Which busy threads are overdue.
     """
 
     def __init__(self, config: Config, rig: Rig, publish: Publish) -> None:
+        self.pulse = Pulse(config.stage.timeout_s + config.camera.timeout_s + SPARE_S)
         self._config, self._rig, self._publish = config, rig, publish
         self._machine = Machine(publish)
         self._archive = Archive(config)
@@ -306,6 +318,7 @@ class Scanner:
     def _do(self, job: Callable[[], None] | None) -> None:
         try:
             assert job is not None
+            self.pulse.step()
             job()
             self._machine.advance(State.IDLE)
         except AbortedError:
@@ -317,10 +330,12 @@ class Scanner:
             self._machine.fail(error)
         finally:
             self._rig.illumination.off()
+            self.pulse.rest()
             self._run = self._run if self.state() is State.IDLE else None
 
     def _home(self) -> None:
         self._homed = False
+        self.pulse.step(4 * self._config.stage.timeout_s + SPARE_S)  # three axes, one after the other
         try:
             self._rig.stage.home()
         except EmergencyStopError:
@@ -365,19 +380,20 @@ class Scanner:
             scan_id=scan_id,
             acquired=started,
             wait_if_paused=self._wait_if_paused,
-            aborted=lambda: bool(run.abort) or self._cancelled,
+            aborted=self._aborted,
             on_stored=lambda chunks: self._publish("chunk", {"scan_id": scan_id, "chunks": chunks}),
             prepared=prepared,
             resume=resume,
         )
         try:
             if resume:
+                self.pulse.step(self._whole_slide_s(scan))
                 scan.recover()
                 scan.check_slide()
                 run.done = scan.durable_tiles
             self._machine.advance(State.SCANNING)
             pipeline = run.pipeline = Pipeline(
-                scan, run.abort, cancelled=lambda: self._cancelled, on_tile=self._on_tile
+                scan, run.abort, cancelled=lambda: self._cancelled, on_tile=self._on_tile, pulse=self.pulse
             )
             pipeline.run()
             outcome = Outcome.CANCELLED if self._cancelled else Outcome.COMPLETED
@@ -402,9 +418,7 @@ class Scanner:
     def _prepare(self, run: _Run, folder: Path) -> Prepared:
         """Calibrate before the first tile; a scan cancelled meanwhile is completed, empty, without."""
         try:
-            return prepare(
-                self._config, self._rig, run.plan, folder, aborted=lambda: bool(run.abort) or self._cancelled
-            )
+            return prepare(self._config, self._rig, run.plan, folder, aborted=self._aborted)
         except AbortedError:
             if not self._cancelled:
                 raise
@@ -416,6 +430,7 @@ class Scanner:
             raise
 
     def _finish(self, scan: Scan, pipeline: Pipeline, outcome: Outcome, scan_s: float) -> ScanReport:
+        self.pulse.step(self._whole_slide_s(scan))
         summary = scan.registrar.summary()
         run = Run(
             scan_id=scan.scan_id,
@@ -450,6 +465,16 @@ class Scanner:
         scan.journal.note("outcome", outcome.value)
         self._machine.end_scan(outcome)
 
+    def _aborted(self) -> bool:
+        """Tell whether to end; asked before every move and frame, and so the heartbeat of the scan thread."""
+        self.pulse.step()
+        run = self._run
+        return self._cancelled or bool(run and run.abort)
+
+    @staticmethod
+    def _whole_slide_s(scan: Scan) -> float:
+        return WHOLE_SLIDE_S + scan.frame.height_px * scan.frame.width_px / WHOLE_SLIDE_PX_S
+
     def _wait_if_paused(self) -> None:
         self._wait_for_room()
         if not self._paused:
@@ -457,6 +482,7 @@ class Scanner:
         run = self._run
         with self._changed:
             if self._machine.advance(State.PAUSED, only_from=State.SCANNING):
+                self.pulse.rest()
                 self._changed.wait_for(lambda: not self._paused or bool(run and run.abort))
                 self._machine.advance(State.SCANNING, only_from=State.PAUSED)
 
@@ -470,6 +496,7 @@ class Scanner:
         message = f"The disk is down to the reserve; the scan waits until {missing_mb:.0f} MB more are free."
         _log.warning(message)
         self._publish("log", {"level": "warning", "code": "disk.low", "message": message})
+        self.pulse.rest()
         with self._changed:
             while not (run.abort or self._cancelled) and self._archive.room_bytes() <= self._archive.hysteresis_bytes:
                 self._changed.wait(timeout=ROOM_S)
@@ -508,6 +535,7 @@ class Scanner:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as child:
             self._export = child
+            self.pulse.rest()  # the child is a process of its own, which cancel can end
             if self._cancelled or self._ending:
                 child.terminate()
             _, complaint = child.communicate()

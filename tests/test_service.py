@@ -1,0 +1,279 @@
+"""The daemon as a service: readiness, the watchdog, logs, the trail before a fault."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from control_rig import REGION, Served, raw_socket, request
+from scan_rig import EXACT, SMALL, small_config
+
+from edge_scanner import logs
+from edge_scanner.control.client import Client, RemoteError
+from edge_scanner.control.events import EventBus
+from edge_scanner.control.trail import Trail
+from edge_scanner.devices.rig import build_rig
+from edge_scanner.geometry import Position
+from edge_scanner.plan import ScanRegion, ScanRequest
+from edge_scanner.scanner import Scanner
+from edge_scanner.scanner.pulse import Pulse
+from edge_scanner.service import Watchdog
+from edge_scanner.state import State
+
+
+class Hand:
+    """Seconds that the test moves."""
+
+    def __init__(self) -> None:
+        self.s = 100.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+def until(true: Callable[[], bool], within_s: float = 20.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline_s
+        threading.Event().wait(0.005)
+
+
+@contextlib.contextmanager
+def listener(folder: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(str(folder / "n"))
+        heard.settimeout(20)
+        yield heard
+
+
+def test_a_thread_is_late_only_while_it_is_busy_and_overdue() -> None:
+    now = Hand()
+    pulse = Pulse(10.0, now)
+    pulse.step()
+    other = threading.Thread(target=lambda: pulse.step(30.0), name="writer-7")
+    other.start()
+    other.join()
+    now.s += 9.9
+    assert pulse.late() == []
+    now.s += 0.2
+    assert pulse.late() == ["MainThread"]
+    pulse.step()
+    assert pulse.late() == []
+    now.s += 20.0
+    assert pulse.late() == ["MainThread", "writer-7"]
+    pulse.rest()
+    assert pulse.late() == ["writer-7"]
+
+
+def test_the_watchdog_is_fed_only_while_nobody_is_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    late: list[str] = []
+    now = Hand()
+    with listener(tmp_path) as heard:
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "n"))
+        watchdog = Watchdog(lambda: list(late), {"WATCHDOG_USEC": "4000000"}, now)
+        heard.setblocking(False)
+
+        def fed() -> int:
+            count = 0
+            with contextlib.suppress(BlockingIOError):
+                while heard.recv(100) == b"WATCHDOG=1":
+                    count += 1
+            return count
+
+        for _ in range(48):
+            watchdog.tick()
+            now.s += 0.125
+        assert fed() == 6
+        late.append("mosaic")
+        for _ in range(48):
+            watchdog.tick()
+            now.s += 0.125
+        assert fed() == 0
+        assert [record.getMessage() for record in caplog.records] == [
+            "No progress in the thread mosaic: the watchdog is not fed any more."
+        ]
+        late.clear()
+        watchdog.tick()
+        assert fed() == 1
+        unasked = Watchdog(lambda: list(late), {}, now)
+        now.s += 100
+        unasked.tick()
+        assert fed() == 0
+
+
+def test_a_hung_stage_makes_the_scan_thread_late_and_a_pause_does_not(tmp_path: Path) -> None:
+    config = small_config(tmp_path, "export.auto=false", *EXACT)
+    rig = build_rig(config)
+    free, whole_wait = threading.Event(), rig.stage.wait
+    free.set()
+
+    def wait() -> Position:
+        assert free.wait(30)
+        return whole_wait()
+
+    rig.stage.wait = wait  # type: ignore[method-assign]
+    bus = EventBus()
+    scanner = Scanner(config, rig, bus.publish)
+    now = Hand()
+    scanner.pulse = Pulse(60.0, now)
+    scanner.open()
+    try:
+        scanner.home()
+        until(lambda: scanner.state() is State.IDLE)
+        now.s += 1e6
+        assert scanner.pulse.late() == []
+        scanner.scan(ScanRequest(region=ScanRegion(0.0, 0.0, 0.8, 0.6)))
+        until(lambda: scanner.state() is State.SCANNING and scanner.status()["done"] >= 1)
+        scanner.pause()
+        until(lambda: scanner.state() is State.PAUSED)
+        until(lambda: (setattr(now, "s", now.s + 1e3), scanner.pulse.late())[1] == [])
+        free.clear()
+        scanner.resume()
+        until(lambda: (setattr(now, "s", now.s + 61.0), "scan" in scanner.pulse.late())[1])
+        until(lambda: scanner.pulse.late() == ["scan"])
+        free.set()
+        until(lambda: scanner.state() is State.IDLE)
+        now.s += 1e6
+        assert scanner.pulse.late() == []
+        assert scanner.scans()[0]["outcome"] == "completed"
+    finally:
+        free.set()
+        scanner.close()
+        bus.close()
+
+
+def test_the_process_tells_systemd_when_it_is_ready_alive_and_stopping(tmp_path: Path) -> None:
+    with listener(tmp_path) as heard:
+        log = tmp_path / "log"
+        told = {"NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "400000"}
+        command = [sys.executable, "-m", "edge_scanner", "run"]
+        for text in (*SMALL, f'storage.root="{tmp_path}/scans"', f'control.endpoint="ipc://{tmp_path}/c"',
+                     f'control.events="ipc://{tmp_path}/e"'):  # fmt: skip
+            command += ["--set", text]
+        with log.open("wb") as err:
+            status = os.fstat(err.fileno())
+            told["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
+            child = subprocess.Popen(command, stderr=err, env={**os.environ, **told})
+        try:
+            assert heard.recv(200).startswith(b"EXTEND_TIMEOUT_USEC=")
+            assert heard.recv(200).startswith(b"READY=1\n")
+            assert [heard.recv(200) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+            with Client(f"ipc://{tmp_path}/c") as client:
+                client.stop()
+                with pytest.raises(RemoteError):
+                    client.scan(**REGION)
+            child.send_signal(signal.SIGTERM)
+            until(lambda: heard.recv(200).startswith(b"STOPPING=1"))
+            assert child.wait(20) == 0
+        finally:
+            child.kill()
+            child.wait()
+    lines = log.read_text().splitlines()
+    records = [json.loads(line.partition(">")[2]) for line in lines]
+    assert [line[:3] for line in lines] == ["<6>", "<3>"], lines
+    assert records[0]["message"].startswith("Ready at")
+    trail = json.loads(records[1]["message"].partition("were ")[2])
+    assert (trail[0]["cmd"], trail[0]["reply"]) == ("stop", "ok")
+
+
+def test_a_fault_tells_the_last_requests_and_polling_does_not_push_them_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Served(tmp_path) as served, raw_socket(served) as wire:
+        for message in (request("home", client="ui"), request("hoem", client="ui"), *[request("status")] * 80):
+            wire.send(json.dumps(message).encode())
+            wire.recv()
+        served.scanner.finish()
+        wire.send(json.dumps(request("stop", client="ui")).encode())
+        wire.recv()
+        until(lambda: "last requests" in caplog.text)
+    [told] = [r.getMessage() for r in caplog.records if "last requests" in r.getMessage()]
+    trail = json.loads(told.partition("were ")[2])
+    assert [(one["cmd"], one["reply"], one["client"]) for one in trail] == [
+        ("home", "ok", "ui"),
+        ("hoem", "unknown_command", "ui"),
+        ("stop", "ok", "ui"),
+    ]
+
+
+def test_the_trail_is_bounded_and_counts_everything() -> None:
+    trail = Trail(lambda: 1.0)
+    for n in range(200):
+        trail.note("c", {"cmd": "home", "id": str(n), "args": {"x": "y" * 10_000}}, "ok")
+        trail.note("c", {"cmd": "status"}, "ok")
+    assert [one["id"] for one in trail.dump()] == [str(n) for n in range(150, 200)]
+    assert len(json.dumps(trail.dump())) < 50 * 1000
+    assert trail.counts == {"ok": 400}
+
+
+def record(message: str, *args: object, level: int = logging.WARNING) -> logging.LogRecord:
+    return logging.LogRecord("edge_scanner.x", level, __file__, 1, message, args, None)
+
+
+def test_what_repeats_is_told_seldom_and_errors_always() -> None:
+    now = Hand()
+    seldom = logs.Seldom(burst=3, window_s=10.0, now_s=now)
+    assert sum(seldom.filter(record("refused %s", n)) for n in range(1000)) == 3
+    assert seldom.filter(record("something else"))
+    assert all(seldom.filter(record("refused %s", n, level=logging.ERROR)) for n in range(10))
+    now.s += 10.0
+    late = record("refused %s", "again")
+    assert seldom.filter(late)
+    assert late.getMessage() == "refused again (and 997 like it before)"
+    for n in range(10_000):
+        seldom.filter(record(f"template {n}"))
+    assert len(seldom._seen) <= 256
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield root
+    root.handlers[:], root.level = before
+
+
+def test_the_journal_gets_json_and_a_person_gets_a_line(tmp_path: Path, root_logger: logging.Logger) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        status = os.fstat(stream.fileno())
+        logs.configure("info", stream, {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
+        try:
+            raise ValueError("twelve\nlines")
+        except ValueError:
+            root_logger.exception("It broke: %s", "ä\n")
+    line = (tmp_path / "log").read_text()
+    assert line.count("\n") == 1
+    told = json.loads(line.removeprefix("<3>"))
+    assert (told["level"], told["message"]) == ("error", "It broke: ä\n")
+    assert "ValueError: twelve" in told["exception"]
+    plain = io.StringIO()
+    logs.configure("warning", plain, {"JOURNAL_STREAM": "1:2"})
+    root_logger.info("not this")
+    root_logger.warning("this")
+    assert plain.getvalue() == "WARNING this\n"
+
+
+def test_warnings_reach_clients_as_events(root_logger: logging.Logger) -> None:
+    bus = EventBus()
+    handler = logs.EventHandler(bus.publish)
+    root_logger.addHandler(handler)
+    root_logger.info("no")
+    root_logger.warning("low on %s", "oil")
+    [(topic, body)] = bus.take()
+    told = json.loads(body)
+    assert (topic, told["level"], told["message"]) == (b"log", "warning", "low on oil")
+    bus.close()
