@@ -81,7 +81,7 @@ def draw_optics(rng: Rng, kind: str) -> Optics:
 
 
 def real_sources(folder: Path, names: Sequence[str]) -> list[Source]:
-    """Open slides of a folder; those of about 0.25 um/px are reduced up to 2.2 times, coarser ones hardly.
+    """Open those slides that are in a folder; the finest are reduced up to 2.2 times, others hardly.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def real_sources(folder: Path, names: Sequence[str]) -> list[Source]:
         When one cannot be read.
     """
     made = []
-    for name in names:
+    for name in (name for name in names if (folder / name).exists()):
         specimen = open_specimen(SimConfig(slide=str(folder / name)), REFERENCE_PIXEL_UM)
         fine = "40x" in name or "plant" in name or "pancreas" in name
         made.append(Source(Path(name).stem, specimen, 1.0, 2.2 if fine else 1.3))

@@ -68,7 +68,8 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the input and what was learnt of it."""
-        return x + self.step(x)
+        learnt: Tensor = self.step(x)
+        return x + learnt
 
 
 class _Block(nn.Module):

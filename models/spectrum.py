@@ -27,6 +27,10 @@ class Spectrum(nn.Module):
     part of the coherence of RG, GB and BR.
     """
 
+    rows: Tensor
+    cols: Tensor
+    window: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         n = WINDOW_PX

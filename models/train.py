@@ -18,6 +18,9 @@ from models.net import BACKBONES, Regressor
 
 Show = Callable[[float, str], None]
 
+SETTLED = 200.0
+"""Training ends when the learning rate has fallen so many times."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -41,12 +44,12 @@ class Epoch:
 
 
 class Inputs:
-    """What the head is fed: a front's features, computed once, or patches made ready batch by batch."""
+    """What the head is fed: a front's features, computed once and kept in `cache`, or patches batch by batch."""
 
-    def __init__(self, net: Regressor, split: Split) -> None:
+    def __init__(self, net: Regressor, split: Split, cache: Path | None = None) -> None:
         self._front, self._split = net.front, split
         self.z_um = torch.from_numpy(split.z_um)
-        self._features = self._all() if hasattr(net.front, "features") else None
+        self._features = self._all(cache) if hasattr(net.front, "features") else None
 
     def batch(self, rows: Tensor) -> Tensor:
         """Return the head's input of some samples."""
@@ -56,16 +59,29 @@ class Inputs:
         pixels = torch.from_numpy(np.stack([self._split.patches[row] for row in rows]))
         with torch.no_grad():
             made: Tensor = self._front(pixels.permute(0, 3, 1, 2).float() / 255)
+            return made
+
+    def _all(self, cache: Path | None) -> Tensor:
+        if cache is not None and cache.exists():
+            kept: Tensor = torch.load(cache, weights_only=True)
+            if len(kept) == len(self.z_um):
+                return kept
+        made = torch.cat([self._made(rows.numpy()) for rows in parts(torch.arange(len(self.z_um)), 64)])
+        if cache is not None:
+            torch.save(made, cache)
         return made
 
-    def _all(self) -> Tensor:
-        return torch.cat([self._made(rows.numpy()) for rows in torch.arange(len(self.z_um)).split(64)])
+
+def parts(rows: Tensor, size: int) -> list[Tensor]:
+    """Return rows in batches."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def loss(dz_um: Tensor, sigma_um: Tensor, z_um: Tensor) -> Tensor:
     """Return the mean negative logarithm of a Laplace likelihood."""
     scale = sigma_um / 2.0**0.5
-    return (torch.log(2 * scale) + (dz_um - z_um).abs() / scale).mean()
+    mean: Tensor = (torch.log(2 * scale) + (dz_um - z_um).abs() / scale).mean()
+    return mean
 
 
 def train(seen: Split, unseen: Split, recipe: Recipe, folder: Path, show: Show) -> Regressor:
@@ -77,14 +93,14 @@ def train(seen: Split, unseen: Split, recipe: Recipe, folder: Path, show: Show) 
     folder.mkdir(parents=True, exist_ok=True)
     net = BACKBONES[recipe.backbone]()
     course = _Course(net, recipe, folder)
-    inputs, others = Inputs(net, seen), Inputs(net, unseen)
+    inputs, others = Inputs(net, seen, folder / "features.pt"), Inputs(net, unseen)
     for number in range(len(course.epochs), recipe.epochs):
+        if course.settled:
+            break
         trained = course.step(inputs)
         epoch = course.close(trained, *score(net, others))
         show((number + 1) / recipe.epochs, f"{epoch.mae_um:.3f} um on unseen slides")
         draw(folder / "learning_curve.png", [(e.trained, e.unseen) for e in course.epochs])
-        if epoch.rate < recipe.rate / 200:
-            break
     net.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
     return net.eval()
 
@@ -93,8 +109,7 @@ def score(net: Regressor, inputs: Inputs) -> tuple[float, float]:
     """Return loss and mean absolute error, reference micrometres."""
     net.eval()
     with torch.no_grad():
-        parts = torch.arange(len(inputs.z_um)).split(256)
-        judged = [net.judge(inputs.batch(rows)) for rows in parts]
+        judged = [net.judge(inputs.batch(rows)) for rows in parts(torch.arange(len(inputs.z_um)), 256)]
         dz_um, sigma_um = (torch.cat(column) for column in zip(*judged, strict=True))
         return float(loss(dz_um, sigma_um, inputs.z_um)), float((dz_um - inputs.z_um).abs().mean())
 
@@ -117,11 +132,16 @@ class _Course:
         torch.set_rng_state(kept["random"])
         self.epochs = [Epoch(*numbers) for numbers in kept["epochs"]]
 
+    @property
+    def settled(self) -> bool:
+        """Whether the rate has fallen so far that nothing more is to be learnt."""
+        return bool(self.epochs) and self.epochs[-1].rate < self._recipe.rate / SETTLED
+
     def step(self, inputs: Inputs) -> float:
         """Train one epoch and return its mean loss."""
         self._net.train()
         total = 0.0
-        batches = torch.randperm(len(inputs.z_um)).split(self._recipe.batch)
+        batches = parts(torch.randperm(len(inputs.z_um)), self._recipe.batch)
         for rows in batches:
             found = loss(*self._net.judge(inputs.batch(rows)), inputs.z_um[rows])
             self._optimiser.zero_grad()

@@ -8,6 +8,7 @@ and never the tile.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from edge_scanner.config import Config
@@ -28,6 +29,9 @@ RETAKES = 4
 
 UNSURE_STEP_DEPTHS = 3.0
 """Where the consensus is not sure, the stage goes no further than so many depths of field to see more."""
+
+SEEN_SIGMA = 2.0
+"""A defocus is seen when it exceeds so many of its standard deviations, whether or not its side is agreed on."""
 
 SAME_Z_UM = 0.02
 
@@ -124,15 +128,11 @@ class ModelFocus:
         that the network refuses is kept at the predicted z where the surface is known, marked as not measured.
         """
         frame = first if first is not None else snap(z_start_um)
-        look = self._look(z_start_um, frame)
-        if not look.sure:
-            if not surface_known:
-                return self._climbed(z_start_um, snap, frame)
-            if look.seen is None:
-                return self._outcome([look], look)
-        looks = [look]
+        looks = [self._look(z_start_um, frame)]
+        if not (looks[0].sure or surface_known):
+            return self._climbed(z_start_um, snap, frame)
         reach_um = self._range_um * (1.0 if surface_known else COLD_REACH)
-        while not self._good(looks[-1]) and len(looks) < self._frames:
+        while self._worth_another(looks):
             z_um = self._next(z_start_um, reach_um, looks)
             if z_um is None:
                 break
@@ -145,19 +145,28 @@ class ModelFocus:
     def _good(self, look: _Look) -> bool:
         return look.seen is not None and look.sure and abs(look.seen.dz_um) <= ENOUGH * self._depth_um
 
+    def _worth_another(self, looks: list[_Look]) -> bool:
+        """Tell whether another frame may better the tile.
+
+        A sure look that is not good is worth it. One that is not sure is worth it once, where its patches see a
+        defocus but not its side; where they see next to nothing, the prediction is better than any step.
+        """
+        last = looks[-1]
+        if last.seen is None or self._good(last) or len(looks) >= self._frames:
+            return False
+        if last.sure:
+            return True
+        tried = len(looks) > 1 and not looks[-2].sure
+        return not tried and abs(last.seen.dz_um) > max(self._depth_um, SEEN_SIGMA * last.seen.sigma_um)
+
     def _next(self, start_um: float, reach_um: float, looks: list[_Look]) -> float | None:
         """Return where to look next; None when there is no new place worth it."""
         last, before = looks[-1], looks[-2] if len(looks) > 1 else None
         if before is not None and last.sharpness < before.sharpness and not last.sure:
             goal = 2 * before.z_um - last.z_um
-        elif last.seen is None:
-            return None
         else:
-            step_um = -last.seen.dz_um
-            if not last.sure:
-                most = UNSURE_STEP_DEPTHS * self._depth_um
-                step_um = min(max(step_um, -most), most)
-            goal = last.z_um + step_um
+            most = math.inf if last.sure else UNSURE_STEP_DEPTHS * self._depth_um
+            goal = last.z_um - min(max(last.seen.dz_um if last.seen else 0.0, -most), most)
         low = max(start_um - reach_um, self._limits.z_min_um)
         high = min(start_um + reach_um, self._limits.z_max_um)
         goal = min(max(goal, low), high)

@@ -18,7 +18,7 @@ from edge_scanner.config import Config
 from edge_scanner.errors import ConfigError
 from edge_scanner.focus.samples import PATCH_PX, Patches
 
-BATCH = 8
+BATCH = 6
 """Patches a run; always so many, so that a compiled engine is built for one shape only."""
 
 THREADS = 2
@@ -162,6 +162,7 @@ class OnnxFocusModel:
         options.intra_op_num_threads = THREADS
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         tensorrt = {
             "trt_fp16_enable": config.focus.fp16,
             "trt_engine_cache_enable": True,
