@@ -8,7 +8,7 @@ import zarr
 from fuse_scenes import cut, grid, listed, picture
 from typer.testing import CliRunner
 
-from edge_scanner.cli.app import app
+from edge_scanner.cli.app import build
 from edge_scanner.errors import AbortedError, UsageError
 from edge_scanner.fuse.fusion import prepare
 from edge_scanner.fuse.slide import fuse_slide
@@ -144,7 +144,7 @@ def test_registration_finds_the_places_again(tmp_path):
 
 
 def command(*words):
-    return CliRunner().invoke(app, [str(w) for w in words])
+    return CliRunner().invoke(build(["fuse"]), [str(w) for w in words])
 
 
 def test_the_command_tells_in_json(source, tmp_path):

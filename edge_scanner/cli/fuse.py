@@ -13,6 +13,9 @@ import typer
 
 from edge_scanner.cli.output import print_json, print_rows, progress
 from edge_scanner.errors import ScannerError, UsageError
+from edge_scanner.fuse.slide import fuse_slide
+from edge_scanner.fuse.sources import open_source
+from edge_scanner.seamless.segment import segment as segment_slide
 
 
 class BlendName(StrEnum):
@@ -41,9 +44,6 @@ def fuse(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Fuse tiles with known places or transforms into an OME-Zarr with its pyramid; an interrupted run is resumed."""
-    from edge_scanner.fuse.slide import fuse_slide  # Dask takes a while to import, and the daemon needs none of it
-    from edge_scanner.fuse.sources import open_source
-
     if chunk is not None and chunk % 2:
         raise UsageError(f"A chunk of {chunk} px cannot be.", "Use an even number.")
     tiles = open_source(source.resolve(), pixel_size_um)
@@ -69,8 +69,6 @@ def segment(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Label a slide by an ONNX network, tile by tile without seams, as an OME-Zarr label image."""
-    from edge_scanner.seamless.segment import segment as segment_slide
-
     with _client(scheduler) as client, progress("segmenting", wanted=not as_json) as show:
         report = segment_slide(
             source, model, out, tile_px=tile, overlap_px=overlap, overwrite=overwrite, client=client,
