@@ -42,10 +42,11 @@ def work(folder: Path) -> None:
     from edge_scanner.export import to_ome_tiff
     from edge_scanner.journal import Journal
     from edge_scanner.plan import ScanRegion
+    from edge_scanner.scanner import build
     from edge_scanner.scanner import scan as scans
     from edge_scanner.scanner.pipeline import Pipeline
 
-    scans.COMMIT_CHUNKS, scans.CHECKPOINT_TILES = 6, 3
+    build.COMMIT_CHUNKS, build.CHECKPOINT_TILES = 6, 3
     config = small_config(folder, *SETTINGS)
     resume = (folder / "slide.ome.zarr").exists()
     folder.mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scan_rig import homed_rig, levels_of, new_scan, small_config
 
 from edge_scanner.errors import ScannerError
-from edge_scanner.scanner import scan as scans
+from edge_scanner.scanner import build
 from edge_scanner.scanner.scan import Scan, run_nested
 
 WRONG = ("sim.stage_error_um=3", "sim.backlash_um=2", "mosaic.codec=jpeg", "mosaic.chunk_px=256")
@@ -99,8 +99,8 @@ def test_a_damaged_spooled_frame_is_captured_again_and_a_damaged_chunk_made_agai
 
 def test_group_sizes_do_not_show(straight, tmp_path, monkeypatch):
     config, _, expected = straight
-    monkeypatch.setattr(scans, "COMMIT_CHUNKS", 3)
-    monkeypatch.setattr(scans, "CHECKPOINT_TILES", 2)
+    monkeypatch.setattr(build, "COMMIT_CHUNKS", 3)
+    monkeypatch.setattr(build, "CHECKPOINT_TILES", 2)
     scan = new_scan(config, tmp_path / "scan", region=REGION)
     run_nested(scan)
     scan.close()

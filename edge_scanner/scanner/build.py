@@ -1,0 +1,399 @@
+"""From tiles to a slide: register, mosaic, pyramid, store and journal, wired. Plain steps without threads.
+
+The scan, the resumed scan and the push API all build their slide here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_scanner import __version__
+from edge_scanner import store as stores
+from edge_scanner.config import Config
+from edge_scanner.errors import ScannerError
+from edge_scanner.geometry import MosaicFrame
+from edge_scanner.journal import Journal, tile_of
+from edge_scanner.mosaic import Mosaic
+from edge_scanner.mosaic.mosaic import margin_px
+from edge_scanner.plan import ScanPlan
+from edge_scanner.pyramid import Key, Pyramid
+from edge_scanner.record import Records, Timings
+from edge_scanner.register import Match, Registrar
+from edge_scanner.spool import HalvesOnDisk, Spool, checksum, sync_filesystem
+from edge_scanner.store import SlideStore, StoredPart
+from edge_scanner.store.codec import make_codec
+from edge_scanner.store.metadata import Channel, SlideMetadata
+from edge_scanner.tile import Chunk, PlacedTile, Tile, Verdict
+
+COMMIT_CHUNKS = 128
+"""Chunks appended between two commits of the store."""
+CHECKPOINT_TILES = 16
+CHECKPOINT_S = 5.0
+"""Tiles accepted, or seconds passed, between two groups that are made durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """A chunk with its number in the order of emission."""
+
+    number: int
+    chunk: Chunk
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels held."""
+        return self.chunk.nbytes
+
+
+class _Watermark:
+    """The number below which every chunk has been appended; chunks may finish out of order."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._below = 0
+        self._ahead: set[int] = set()
+
+    def done(self, number: int) -> int:
+        with self._lock:
+            self._ahead.add(number)
+            while self._below in self._ahead:
+                self._ahead.remove(self._below)
+                self._below += 1
+            return self._below
+
+    @property
+    def below(self) -> int:
+        return self._below
+
+
+class _Frames:
+    """The spool as the mosaic sees it: a dropped frame stays until the chunks made from it are durable."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._dropped: deque[tuple[int, int]] = deque()
+        self.emitted = 0
+        self.crop = spool.crop
+
+    def drop(self, index: int) -> None:
+        self._dropped.append((self.emitted, index))
+
+    def release(self, durable: int) -> None:
+        """Drop the frames that only chunks below that number were made from."""
+        while self._dropped and self._dropped[0][0] < durable:
+            self._spool.drop(self._dropped.popleft()[1])
+
+
+class SlideBuild:
+    """The parts that turn tiles into a slide, and the steps that move a tile through them.
+
+    `place` and `end` belong to one thread, `write` to any number.
+    Memory bound: `scan.cache_mb` of frames, the registration strips of one scan line, the unfinished chunks of the
+    pyramid.
+
+    Parameters
+    ----------
+    config : Config
+    plan : ScanPlan
+    frame : MosaicFrame
+    folder : Path
+        The scan's folder; exists.
+    scan_id : str
+    acquired : str
+        ISO 8601 UTC.
+    on_stored : callable
+        Told the (level, row, col) of chunks that a reader of the store can see from now on.
+    resume : bool
+        The folder holds an unfinished slide; call `recover` before anything else.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plan: ScanPlan,
+        frame: MosaicFrame,
+        folder: Path,
+        *,
+        scan_id: str,
+        acquired: str = "",
+        on_stored: Callable[[list[Key]], object] = lambda _: None,
+        resume: bool = False,
+    ) -> None:
+        self.config, self.plan, self.frame, self.folder, self.scan_id = config, plan, frame, folder, scan_id
+        self.records, self.timings = Records(), Timings()
+        self._on_stored = on_stored
+        self.registrar = Registrar(
+            plan, frame, stage_error_um=config.stage_error_um, enabled=config.mosaic.registration
+        )
+        keep = config.scan.keep_tiles
+        self.spool = Spool(folder / ("tiles" if keep else "spool"), int(config.scan.cache_mb * 1e6), keep=keep)
+        self.journal = Journal(folder / "journal.sqlite")
+        self.store = self._open_store() if resume else self._create_store(scan_id, acquired)
+        stored = self._recover_store() if resume else frozenset[Key]()
+        self.halves = HalvesOnDisk(folder / "spool", self.store.dtype)
+        self._frames = _Frames(self.spool)
+        self.mosaic = self._mosaic(stored)
+        self.pyramid = self._pyramid(stored)
+        self._unsaved: list[Callable[[], None]] = []
+        self._unsaved_tiles = 0
+        self._unsaved_lock = threading.Lock()
+        self._checkpoint_s = time.monotonic()
+        self.durable_tiles = 0
+        self._watermark = _Watermark()
+        self._commit_lock = threading.Lock()
+        self._durable = 0
+
+    def _mosaic(self, stored: Set[Key]) -> Mosaic:
+        mosaic = self.config.mosaic
+        reach = margin_px(self.config.stage_error_um, self.plan.pixel_size_um, registration=mosaic.registration)
+        return Mosaic(
+            self.plan,
+            self.frame,
+            self._frames,
+            margin_px=reach,
+            channels=self.store.channels,
+            dtype=self.store.dtype,
+            fill=self.store.fill_value,
+            feather_px=mosaic.feather_px,
+            cubic=mosaic.placement == "cubic",
+            chunk_px=self.store.chunk_px,
+            stored=stored,
+        )
+
+    def _pyramid(self, stored: Set[Key]) -> Pyramid:
+        return Pyramid(
+            [(level.height_px, level.width_px) for level in self.store.levels],
+            channels=self.store.channels,
+            dtype=self.store.dtype,
+            fill=self.store.fill_value,
+            chunk_px=self.store.chunk_px,
+            halves=self.halves,
+            stored=stored,
+        )
+
+    def place(self, tile: Tile) -> Iterator[Numbered]:
+        """Take a tile in and yield the chunks that it finished."""
+        self._frames.release(self._durable)
+        self.timings.add_all(tile.timings_ms)
+        self.records.tile(tile)
+        crc = None
+        if tile.pixels is not None:
+            with self._timed("spool"):
+                self.spool.put(tile.index, tile.pixels)
+                crc = checksum(tile.pixels)
+        with self._timed("register"):
+            placed = self.registrar.add(tile)
+        fresh = self.registrar.fresh
+        with self._unsaved_lock:
+            bare = replace(tile, pixels=None)
+            self._unsaved.append(lambda: self._journal_tile(bare, crc, fresh))
+            self._unsaved_tiles += 1
+        yield from self._chunks(placed)
+        if self._unsaved_tiles >= CHECKPOINT_TILES or time.monotonic() - self._checkpoint_s >= CHECKPOINT_S:
+            with self._timed("checkpoint"):
+                self.checkpoint()
+
+    def end(self) -> Iterator[Numbered]:
+        """Yield the chunks that were waiting for the last tiles."""
+        yield from self._chunks(self.registrar.finish())
+
+    def write(self, numbered: Numbered) -> None:
+        """Encode a chunk and append it to the store; commits every now and then."""
+        if numbered.chunk.stored:
+            self._watermark.done(numbered.number)
+            return
+        with self._timed("encode"):
+            encoded = self.store.encode(numbered.chunk)
+        with self._timed("write"):
+            self.store.append(encoded)
+            if self._watermark.done(numbered.number) - self._durable >= COMMIT_CHUNKS:
+                self.commit()
+
+    def checkpoint(self) -> None:
+        """Make the tiles placed so far durable: their pixels first, then, in one commit, what the journal says."""
+        with self._commit_lock:
+            self._checkpoint()
+
+    def commit(self) -> None:
+        """Make what was appended durable and visible: tiles, then bytes, journal, index; then free the spool."""
+        with self._commit_lock:
+            below = self._watermark.below
+            self.halves.rotate()
+            self._checkpoint()
+            parts = self.store.commit(self.journal.parts)
+            for level, row, col in {(p.level, p.row, p.col) for p in parts if p.level > 0}:
+                self.halves.release((level, row, col))
+            self._durable = below
+        if parts:
+            self._on_stored(sorted({(p.level, p.row, p.col) for p in parts}))
+
+    def finish(self) -> None:
+        """Commit the rest and check that nothing waits for ever."""
+        self.commit()
+        if not (self.mosaic.complete and self.pyramid.complete):
+            raise AssertionError("the scan ended while chunks were waiting")
+
+    def close(self) -> None:
+        """Close the files; the scan may be complete or not."""
+        self.journal.close()
+        self.store.close()
+        with contextlib.suppress(ScannerError):  # what is lost here was not durable
+            self.halves.close()
+        if self.mosaic.complete and self._durable == self._frames.emitted:
+            self.halves.clear()
+            self._frames.release(self._durable)
+            self.spool.close()
+            with contextlib.suppress(OSError):
+                (self.folder / "spool").rmdir()
+
+    def recover(self) -> list[Tile]:
+        """Go back to where an earlier run left off: everything durable is taken over, nothing else.
+
+        Tiles are replayed in index order with the pair shifts that were measured then, so that every later result is
+        that of a run without the break.
+
+        Returns
+        -------
+        list of Tile
+            What was taken over, without pixels, in index order.
+        """
+        pairs: dict[int, dict[tuple[int, int], Match]] = {}
+        for p in self.journal.pairs():
+            shift = Match(p["dy_px"], p["dx_px"], p["sigma_px"], p["ncc"], p["margin"])
+            pairs.setdefault(p["at"], {})[p["first"], p["second"]] = shift
+        taken: list[Tile] = []
+        for row in self.journal.tiles():
+            tile = self._journalled(row)
+            if tile is None:
+                continue
+            taken.append(replace(tile, pixels=None))
+            self.durable_tiles += 1
+            self.timings.add_all(tile.timings_ms)
+            self.records.tile(tile)
+            for numbered in self._chunks(self.registrar.add(tile, pairs.get(tile.index, {}))):
+                self.write(numbered)
+        return taken
+
+    def _checkpoint(self) -> None:
+        with self._unsaved_lock:
+            unsaved, self._unsaved = self._unsaved, []
+            count, self._unsaved_tiles = self._unsaved_tiles, 0
+        self._checkpoint_s = time.monotonic()
+        sync_filesystem(self.folder)
+        for save in unsaved:
+            save()
+        self.journal.commit()
+        self.durable_tiles += count
+
+    def _chunks(self, placed: Iterable[PlacedTile]) -> Iterator[Numbered]:
+        for place in placed:
+            self.records.place(place)
+            with self._unsaved_lock:
+                self._unsaved.append(partial(self.journal.place, place))
+            for chunk in self._timed_each("mosaic", self.pyramid.cascade(self.mosaic.add(place))):
+                number = self._frames.emitted
+                self._frames.emitted += 1
+                yield Numbered(number, chunk)
+
+    def _timed_each(self, stage: str, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        while True:
+            with self._timed(stage):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def _journalled(self, row: dict[str, Any]) -> Tile | None:
+        """Return a recorded tile with its pixels, where they are still needed; None when those are damaged."""
+        camera = self.config.camera
+        shape = (camera.height_px, camera.width_px, camera.channels)
+        verdict = Verdict(row["verdict"])
+        pixels = None
+        if verdict is not Verdict.REJECTED:
+            pixels = self.spool.recover(row["idx"], shape, self.store.dtype, row["crc32"])
+            if pixels is None and not self.mosaic.is_stored(row["idx"]):
+                return None
+        return tile_of(row, pixels)
+
+    def _create_store(self, scan_id: str, acquired: str) -> SlideStore:
+        config = self.config
+        return stores.create(
+            self.folder / "slide.ome.zarr",
+            height_px=self.frame.height_px,
+            width_px=self.frame.width_px,
+            channels=config.camera.channels,
+            dtype=np.dtype(np.uint8 if config.camera.bits == 8 else np.uint16),
+            codec=make_codec(config),
+            fill_value=config.fill_value,
+            metadata=slide_metadata(config, self.plan, scan_id, acquired),
+            chunk_px=config.mosaic.chunk_px,
+        )
+
+    def _open_store(self) -> SlideStore:
+        return stores.open(self.folder / "slide.ome.zarr")
+
+    def _recover_store(self) -> frozenset[Key]:
+        """Make the store hold exactly what the journal says, less what is damaged; return its chunks."""
+        parts = [StoredPart(**row) for row in self.journal.chunks()]
+        damaged = {(p.level, p.row, p.col) for p in self.store.rebuild_index(parts)}
+        self.journal.forget_chunks(damaged)
+        return frozenset((p.level, p.row, p.col) for p in parts) - damaged
+
+    def _journal_tile(self, tile: Tile, crc: int | None, pairs: Mapping[tuple[int, int], Match]) -> None:
+        self.journal.tile(tile, crc)
+        for (first, second), m in pairs.items():
+            self.journal.pair(tile.index, first, second, (m.dy_px, m.dx_px, m.sigma_px, m.ncc, m.margin))
+
+    def _timed(self, stage: str) -> _Timed:
+        return _Timed(self.timings, stage)
+
+
+class _Timed:
+    def __init__(self, timings: Timings, stage: str) -> None:
+        self._timings, self._stage = timings, stage
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._timings.add(self._stage, (time.perf_counter() - self._began) * 1000)
+
+
+def slide_metadata(config: Config, plan: ScanPlan, scan_id: str, acquired: str) -> SlideMetadata:
+    """Return what the slide's files say about this scan."""
+    camera, optics = config.camera, config.optics
+    brightfield = config.illumination.brightfield
+    channel = Channel(
+        "Brightfield" if brightfield else "Fluorescence",
+        exposure_ms=camera.exposure_ms,
+        emission_nm=None if brightfield else config.illumination.wavelength_um * 1000,
+    )
+    return SlideMetadata(
+        name=scan_id,
+        pixel_size_um=plan.pixel_size_um,
+        channels=(channel,),
+        acquired=acquired,
+        origin_x_um=plan.region.x_mm * 1000,
+        origin_y_um=plan.region.y_mm * 1000,
+        magnification=optics.magnification,
+        numerical_aperture=optics.numerical_aperture,
+        immersion=optics.immersion,
+        software=f"edge-scanner {__version__}",
+        settings={
+            "overlap_px": str(plan.overlap_px),
+            "tile_px": f"{plan.tile_width_px}x{plan.tile_height_px}",
+            "focus_mode": config.focus.mode,
+            "placement": config.mosaic.placement,
+            "codec": config.codec,
+        },
+    )
