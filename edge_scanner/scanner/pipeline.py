@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from edge_scanner.abort import Abort
 from edge_scanner.buffer import TileBuffer
 from edge_scanner.errors import AbortedError
+from edge_scanner.scanner.build import Numbered
 from edge_scanner.scanner.pulse import Pulse
-from edge_scanner.scanner.scan import Numbered, Scan
+from edge_scanner.scanner.scan import Scan
 from edge_scanner.tile import Tile
 
 WRITERS = 2
