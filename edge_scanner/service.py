@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
+from edge_scanner import metrics
 from edge_scanner.config import Config
 from edge_scanner.control.events import EventBus
 from edge_scanner.control.server import ControlServer
@@ -50,11 +51,18 @@ def run(config: Config) -> None:
             notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={slow_s * 1e6:.0f}")
             scanner.shutdown()
 
-    with _signals() as asked, _log_events(bus), ControlServer(config.control, scanner, bus) as server:
+    with (
+        _signals() as asked,
+        _log_events(bus),
+        ControlServer(config.control, scanner, bus) as server,
+        metrics.serving(config.control.metrics, scanner.status, server.trail.counts) as url,
+    ):
         scanner.open()
         try:
             notify(f"READY=1\nSTATUS=Ready at {server.endpoint}")
             _log.info("Ready at %s, events at %s.", server.endpoint, server.events_endpoint)
+            if url:
+                _log.info("Metrics at %s.", url)
             server.serve_forever(tick)
         finally:
             scanner.close()

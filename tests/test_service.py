@@ -13,18 +13,21 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from control_rig import REGION, Served, raw_socket, request
+from prometheus_client.parser import text_string_to_metric_families
 from scan_rig import EXACT, SMALL, small_config
 
-from edge_scanner import logs
+from edge_scanner import logs, metrics
 from edge_scanner.control.client import Client, RemoteError
 from edge_scanner.control.events import EventBus
 from edge_scanner.control.trail import Trail
 from edge_scanner.devices.rig import build_rig
+from edge_scanner.errors import UsageError
 from edge_scanner.geometry import Position
 from edge_scanner.plan import ScanRegion, ScanRequest
 from edge_scanner.scanner import Scanner
@@ -277,3 +280,44 @@ def test_warnings_reach_clients_as_events(root_logger: logging.Logger) -> None:
     told = json.loads(body)
     assert (topic, told["level"], told["message"]) == (b"log", "warning", "low on oil")
     bus.close()
+
+
+def scrape(url: str) -> dict[str, float]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return {s.name + "".join(s.labels.values()): s.value for f in families for s in f.samples}
+
+
+def test_metrics_are_the_status(tmp_path: Path) -> None:
+    config = small_config(tmp_path, *EXACT)
+    bus = EventBus()
+    scanner = Scanner(config, build_rig(config), bus.publish)
+    counts = {"ok": 3, "lease.held": 1}
+    scanner.open()
+    try:
+        with metrics.serving("127.0.0.1:0", scanner.status, counts) as url:
+            assert url is not None
+            before = scrape(url)
+            scanner.stop()
+            after = scrape(url)
+    finally:
+        scanner.close()
+        bus.close()
+    assert (before["edge_scanner_stateIDLE"], before["edge_scanner_fault"]) == (1, 0)
+    assert (after["edge_scanner_stateFAULT"], after["edge_scanner_stateIDLE"], after["edge_scanner_fault"]) == (1, 0, 1)
+    assert (after["edge_scanner_requests_totalok"], after["edge_scanner_requests_totallease.held"]) == (3, 1)
+    assert after["process_resident_memory_bytes"] > 1e7
+    assert after["edge_scanner_disk_free_bytes"] > 0
+    with pytest.raises(OSError, match="refused"):
+        scrape(url)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:9464", "example.org:80", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:99999"])
+def test_metrics_off_loopback_are_refused(address: str) -> None:
+    with pytest.raises(UsageError), metrics.serving(address, dict, {}):
+        pass
+
+
+def test_metrics_are_off_unless_asked_for() -> None:
+    with metrics.serving("", dict, {}) as url:
+        assert url is None

@@ -24,7 +24,7 @@ def check(endpoint: str, *, curve: bool = False) -> None:
     transport, _, address = endpoint.partition("://")
     if transport not in ("ipc", "tcp") or not address:
         raise UsageError(f"The endpoint {endpoint!r} is not of the form ipc://PATH or tcp://ADDRESS:PORT.")
-    if transport == "tcp" and not curve and not _loopback(address):
+    if transport == "tcp" and not curve and not is_loopback(address):
         raise UsageError(
             f"The endpoint {endpoint} can be reached from the network, and no CURVE keys are configured.",
             "Use ipc:// or tcp://127.0.0.1:PORT, or configure keys.",
@@ -79,7 +79,8 @@ def _answers(path: Path) -> bool:
         return True
 
 
-def _loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Tell whether `HOST:PORT` can be reached from this machine only."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
