@@ -8,6 +8,7 @@ import numpy as np
 
 from edge_scanner import config as configs
 from edge_scanner import store
+from edge_scanner.calibrate import prepare
 from edge_scanner.devices.rig import build_rig
 from edge_scanner.geometry import Box
 from edge_scanner.plan import ScanRegion
@@ -43,6 +44,14 @@ def new_scan(config, folder: Path, *, rig=None, region=(0.0, 0.0, 0.8, 0.6), **h
     folder.mkdir(parents=True)
     plan = make_plan(config, ScanRegion(*region))
     return Scan(config, rig or homed_rig(config), plan, folder, scan_id=folder.name, **hooks)
+
+
+def calibrated_scan(config, folder: Path, *, region=(0.0, 0.0, 0.8, 0.6), **hooks) -> Scan:
+    """A scan as the daemon makes it: calibrated first, on the same rig."""
+    folder.mkdir(parents=True)
+    rig, plan = homed_rig(config), make_plan(config, ScanRegion(*region))
+    made = prepare(config, rig, plan, folder)
+    return Scan(config, rig, plan, folder, scan_id=folder.name, prepared=made, **hooks)
 
 
 def levels_of(folder: Path) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_rig import EXACT, homed_rig, levels_of, new_scan, small_config
+from scan_rig import EXACT, calibrated_scan, homed_rig, levels_of, small_config
 
 from edge_scanner.__main__ import main
 from edge_scanner.calibrate import Prepared, prepare
@@ -141,11 +141,8 @@ def test_no_accepted_turn_leaves_a_hole_between_tiles(turn, scale, mirror, overl
     assert all(inner)
 
 
-def prepared_scan(config, folder, rig=None):
-    rig = rig or homed_rig(config)
-    before = folder.with_name(folder.name + "-before")
-    before.mkdir()
-    scan = new_scan(config, folder, rig=rig, prepared=prepare(config, rig, make_plan(config, REGION), before))
+def finished(config, folder):
+    scan = calibrated_scan(config, folder)
     run_nested(scan)
     scan.close()
     return scan
@@ -158,7 +155,7 @@ def prepared_scan(config, folder, rig=None):
 )  # fmt: skip
 def test_a_scan_on_a_wrong_stage_is_right_to_a_tenth_of_a_pixel(tmp_path, wrong):
     config = small_config(tmp_path, *PLAIN, *(f"sim.{key}" for key in wrong))
-    scan = prepared_scan(config, tmp_path / "scan")
+    scan = finished(config, tmp_path / "scan")
     errors = truth_errors_px(scan.plan, true_axes(config, scan.frame), scan.records.all())
     assert len(errors) > 20
     assert errors.max() <= 0.1
@@ -167,13 +164,13 @@ def test_a_scan_on_a_wrong_stage_is_right_to_a_tenth_of_a_pixel(tmp_path, wrong)
 
 def test_a_mirrored_scan_is_the_mirrored_specimen(tmp_path):
     config = small_config(tmp_path, *EXACT, "sim.mirror=true")
-    level0 = levels_of(prepared_scan(config, tmp_path / "scan").folder)[0]
+    level0 = levels_of(finished(config, tmp_path / "scan").folder)[0]
     assert np.array_equal(level0, open_specimen(config.sim, 1.0).read(0, 0, 600, 800)[:, ::-1])
 
 
 def test_an_exact_rig_gives_the_specimen_with_calibration_too(tmp_path):
     config = small_config(tmp_path, *EXACT)
-    scan = prepared_scan(config, tmp_path / "scan")
+    scan = finished(config, tmp_path / "scan")
     assert scan.frame == scan.plan.frame()
     assert np.array_equal(levels_of(scan.folder)[0], open_specimen(config.sim, 1.0).read(0, 0, 600, 800))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scan_rig import EXACT, SMALL, levels_of, new_scan, small_config
+from scan_rig import EXACT, SMALL, calibrated_scan, levels_of, small_config
 
 from edge_scanner.control.client import Client, RemoteError
 from edge_scanner.scanner.scan import run_nested
@@ -119,7 +119,7 @@ def test_ctl_waits_for_the_outcome_and_the_daemon_scans_what_nested_loops_scan(t
     assert (report["outcome"], report["holes"], report["coverage"]) == ("completed", [], 1.0)
     for path in report["paths"].values():
         assert Path(path).exists()
-    scan = new_scan(small_config(tmp_path, *wrong), tmp_path / "nested")
+    scan = calibrated_scan(small_config(tmp_path, *wrong), tmp_path / "nested")
     run_nested(scan)
     scan.close()
     folder = Path(report["paths"]["store"]).parent
@@ -163,7 +163,7 @@ def test_killed_in_mid_scan_and_resumed_to_the_same_pixels(tmp_path):
         done = ctl(endpoint, "scan", "--resume", scan_id, "--wait", "--json")
         assert done.returncode == 0, done.stderr
         assert code_of(lambda: client.scan(resume=scan_id)) == "state.illegal"
-    scan = new_scan(small_config(tmp_path, *wrong), tmp_path / "nested", region=tuple(area.values()))
+    scan = calibrated_scan(small_config(tmp_path, *wrong), tmp_path / "nested", region=tuple(area.values()))
     run_nested(scan)
     scan.close()
     for ours, nested in zip(levels_of(tmp_path / scan_id), levels_of(tmp_path / "nested"), strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_rig import EXACT, homed_rig, levels_of, new_scan, small_config
+from scan_rig import EXACT, calibrated_scan, homed_rig, levels_of, small_config
 
 from edge_scanner import config as configs
 from edge_scanner.abort import Abort
@@ -184,14 +184,9 @@ def prepared(config, folder, *, region=(0.0, 0.0, 0.8, 0.6), rig=None, **hooks):
     return prepare(config, rig or homed_rig(config), make_plan(config, ScanRegion(*region)), folder, **hooks)
 
 
-def shaded_scan(config, folder):
-    made = prepared(config, folder.with_name(folder.name + "-before"))
-    return new_scan(config, folder, prepared=made)
-
-
 def test_a_vignetted_scan_gives_back_the_specimen(tmp_path):
     config = small_config(tmp_path, *VIGNETTED)
-    scan = shaded_scan(config, tmp_path / "scan")
+    scan = calibrated_scan(config, tmp_path / "scan")
     run_nested(scan)
     scan.close()
     level0 = levels_of(scan.folder)[0].astype(int)
@@ -202,7 +197,7 @@ def test_a_vignetted_scan_gives_back_the_specimen(tmp_path):
 
 def test_threads_and_loops_agree_on_shaded_pixels(tmp_path):
     config = small_config(tmp_path, "sim.stage_error_um=2")
-    first, second = shaded_scan(config, tmp_path / "nested"), shaded_scan(config, tmp_path / "threads")
+    first, second = calibrated_scan(config, tmp_path / "nested"), calibrated_scan(config, tmp_path / "threads")
     run_nested(first)
     Pipeline(second, Abort(), cancelled=lambda: False, on_tile=lambda _: None).run()
     first.close()
