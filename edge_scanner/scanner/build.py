@@ -6,6 +6,7 @@ The scan, the resumed scan and the push API all build their slide here.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -19,6 +20,7 @@ import numpy as np
 
 from edge_scanner import __version__
 from edge_scanner import store as stores
+from edge_scanner.calibrate.axes import DOUBT
 from edge_scanner.config import Config
 from edge_scanner.errors import ScannerError
 from edge_scanner.geometry import MosaicFrame
@@ -156,6 +158,8 @@ class SlideBuild:
     def _mosaic(self, stored: Set[Key]) -> Mosaic:
         mosaic = self.config.mosaic
         reach = margin_px(self.config.stage_error_um, self.plan.pixel_size_um, registration=mosaic.registration)
+        if mosaic.registration:
+            reach += math.ceil(DOUBT * max(self.frame.height_px, self.frame.width_px))
         return Mosaic(
             self.plan,
             self.frame,

@@ -1,0 +1,267 @@
+"""One scan from its first move to its exported file: prepare, acquire and build, report, export."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edge_scanner.abort import Abort
+from edge_scanner.calibrate import Prepared, prepare
+from edge_scanner.config import Config
+from edge_scanner.devices.rig import Rig
+from edge_scanner.errors import AbortedError, ScannerError
+from edge_scanner.journal import Journal
+from edge_scanner.plan import ScanPlan
+from edge_scanner.report import ScanReport, write_report
+from edge_scanner.report.report import Run, save
+from edge_scanner.scanner.archive import Archive
+from edge_scanner.scanner.child import ExportChild
+from edge_scanner.scanner.machine import Machine, Publish
+from edge_scanner.scanner.pipeline import Pipeline
+from edge_scanner.scanner.pulse import Pulse
+from edge_scanner.scanner.scan import Scan
+from edge_scanner.scanner.wishes import Wishes
+from edge_scanner.state import Outcome, State
+from edge_scanner.tile import Pixels, Tile, Verdict
+
+_log = logging.getLogger(__name__)
+WHOLE_SLIDE_S = 120.0
+WHOLE_SLIDE_PX_S = 2e6
+"""A pass over the whole mosaic may take so long: a constant, and so many pixels a second."""
+ROOM_S = 1.0
+"""How often a scan that waits for room looks whether there is some."""
+PATHS = {"store": "slide.ome.zarr", "tiff": "slide.ome.tif", "report": "report.json", "thumbnail": "thumbnail.png"}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every scan of a daemon shares."""
+
+    config: Config
+    rig: Rig
+    publish: Publish
+    machine: Machine
+    archive: Archive
+    pulse: Pulse
+    wishes: Wishes
+    export: ExportChild
+
+
+class ScanJob:
+    """One scan; `run` belongs to the scan thread, the attributes may be read from any.
+
+    Parameters
+    ----------
+    context : Context
+    scan_id : str
+    plan : ScanPlan
+    folder : Path
+        Exists, with its `scan.json`.
+    started : str
+        ISO 8601 UTC.
+    resume : bool
+        Go on with what the folder holds.
+
+    Attributes
+    ----------
+    abort : Abort
+        Ends the scan at once.
+    done : int
+        Targets heard of.
+    latest : ndarray or None
+        Last frame (y, x, c).
+    report : dict or None
+        The report, with absolute paths, once there is one.
+    """
+
+    def __init__(
+        self, context: Context, scan_id: str, plan: ScanPlan, folder: Path, started: str, *, resume: bool = False
+    ) -> None:
+        self._context, self._started = context, started
+        self.scan_id, self.plan, self.folder = scan_id, plan, folder
+        self._resume = resume and (folder / "slide.ome.zarr" / "zarr.json").is_file()
+        self.abort = Abort()
+        self.done = 0
+        self.latest: Pixels | None = None
+        self.report: dict[str, Any] | None = None
+        self.pipeline: Pipeline | None = None
+        self.scan: Scan | None = None
+        self._began_s = time.monotonic()
+
+    @property
+    def wall_s(self) -> float:
+        """Real seconds since the job was made."""
+        return time.monotonic() - self._began_s
+
+    def run(self) -> None:
+        """Do all of it; the outcome is in the journal and the machine before this returns or raises.
+
+        Raises
+        ------
+        AbortedError
+            The daemon ends; the scan stays unfinished.
+        ScannerError
+            It failed; what was scanned is kept, and can be gone on with.
+        """
+        clock = self._context.rig.clock
+        prepared = self._prepare()
+        began_s = clock.now_s()
+        scan = self.scan = self._scan(prepared)
+        try:
+            self._recover(scan)
+            outcome, pipeline = self._acquire(scan)
+            self._context.machine.advance(State.FINISHING)
+            report = self._measure(scan, pipeline, outcome, clock.now_s() - began_s)
+            if outcome is Outcome.COMPLETED and self._context.config.export.auto:
+                outcome = self._export(outcome)
+            self._conclude(scan, report, outcome)
+        except AbortedError:
+            scan.commit()  # the scan stays unfinished, and keeps what it has
+            raise
+        except BaseException:
+            with contextlib.suppress(ScannerError):  # what failed first is the cause
+                scan.commit()
+                self._end(scan, Outcome.FAILED)
+            raise
+        finally:
+            scan.close()
+
+    def _prepare(self) -> Prepared:
+        """Calibrate before the first tile; a scan cancelled meanwhile is completed, empty, without."""
+        context = self._context
+        try:
+            return prepare(context.config, context.rig, self.plan, self.folder, aborted=self._aborted)
+        except AbortedError:
+            if not context.wishes.cancelled:
+                raise
+            return Prepared(self.plan.frame())
+        except BaseException:
+            with closing(Journal(self.folder / "journal.sqlite")) as journal:
+                journal.note("outcome", Outcome.FAILED.value)
+            context.machine.end_scan(Outcome.FAILED)
+            raise
+
+    def _scan(self, prepared: Prepared) -> Scan:
+        publish, scan_id = self._context.publish, self.scan_id
+        return Scan(
+            self._context.config,
+            self._context.rig,
+            self.plan,
+            self.folder,
+            scan_id=scan_id,
+            acquired=self._started,
+            wait_if_paused=self._wait_if_paused,
+            aborted=self._aborted,
+            on_stored=lambda chunks: publish("chunk", {"scan_id": scan_id, "chunks": chunks}),
+            prepared=prepared,
+            resume=self._resume,
+        )
+
+    def _recover(self, scan: Scan) -> None:
+        if not self._resume:
+            return
+        self._context.pulse.step(self._whole_slide_s(scan))
+        scan.recover()
+        scan.check_slide()
+        scan.journal.note("outcome", None)
+        self.done = scan.durable_tiles
+
+    def _acquire(self, scan: Scan) -> tuple[Outcome, Pipeline]:
+        wishes = self._context.wishes
+        self._context.machine.advance(State.SCANNING)
+        pipeline = self.pipeline = Pipeline(
+            scan, self.abort, cancelled=lambda: wishes.cancelled, on_tile=self._on_tile, pulse=self._context.pulse
+        )
+        pipeline.run()
+        return Outcome.CANCELLED if wishes.cancelled else Outcome.COMPLETED, pipeline
+
+    def _measure(self, scan: Scan, pipeline: Pipeline, outcome: Outcome, scan_s: float) -> ScanReport:
+        self._context.pulse.step(self._whole_slide_s(scan))
+        summary = scan.registrar.summary()
+        run = Run(
+            scan_id=self.scan_id,
+            outcome=outcome.value,
+            wall_s=self.wall_s,
+            scan_s=scan_s,
+            stall_s=pipeline.tiles.stall_s,
+            buffer_high_bytes=pipeline.tiles.high_water_bytes,
+            coverage=scan.mosaic.coverage,
+            residual_px=(summary.residual_px_p50, summary.residual_px_p95),
+        )
+        records = scan.records.all()
+        return write_report(
+            self.folder, run, self._context.config, scan.plan, scan.frame, scan.store, records, scan.timings
+        )
+
+    def _export(self, outcome: Outcome) -> Outcome:
+        self._context.machine.advance(State.EXPORTING)
+        self._context.pulse.rest()  # the child is a process of its own, which cancel can end
+        return outcome if self._context.export.run(self.folder) else Outcome.CANCELLED
+
+    def _conclude(self, scan: Scan, report: ScanReport, outcome: Outcome) -> None:
+        paths = {name: path if (self.folder / path).exists() else None for name, path in PATHS.items()}
+        paths["report"] = PATHS["report"]
+        report = replace(report, outcome=outcome.value, paths=paths, wall_s=round(self.wall_s, 3))
+        save(self.folder, report)
+        root = self.folder.resolve()
+        absolute = {name: str(root / path) if path else None for name, path in paths.items()}
+        self.report = {**asdict(report), "paths": absolute}
+        self._end(scan, outcome)
+
+    def _end(self, scan: Scan, outcome: Outcome) -> None:
+        scan.journal.note("outcome", outcome.value)
+        self._context.machine.end_scan(outcome)
+
+    # -- asked by the pipeline ----------------------------------------------------------------------------------
+
+    def _aborted(self) -> bool:
+        """Tell whether to end; asked before every move and frame, and so the heartbeat of the scan thread."""
+        self._context.pulse.step()
+        return self._context.wishes.cancelled or bool(self.abort)
+
+    def _wait_if_paused(self) -> None:
+        self._wait_for_room()
+        wishes, machine = self._context.wishes, self._context.machine
+        if wishes.paused and machine.advance(State.PAUSED, only_from=State.SCANNING):
+            self._context.pulse.rest()
+            wishes.wait_for(lambda: not wishes.paused or bool(self.abort))
+            machine.advance(State.SCANNING, only_from=State.PAUSED)
+
+    def _wait_for_room(self) -> None:
+        """Pause before the reserve of the disk is touched; go on by itself when there is room again."""
+        archive, wishes, machine = self._context.archive, self._context.wishes, self._context.machine
+        if archive.room_bytes() > 0:
+            return
+        machine.advance(State.PAUSED, only_from=State.SCANNING)
+        message = f"The disk is down to its reserve; the scan waits for {-archive.room_bytes() / 1e6:.0f} MB of room."
+        _log.warning(message)
+        self._context.publish("log", {"level": "warning", "code": "disk.low", "message": message})
+        self._context.pulse.rest()
+        wishes.wait_for(
+            lambda: bool(self.abort) or wishes.cancelled or archive.room_bytes() > archive.hysteresis_bytes, ROOM_S
+        )
+        machine.advance(State.SCANNING, only_from=State.PAUSED)
+
+    def _on_tile(self, tile: Tile) -> None:
+        self.done += 1
+        if tile.pixels is not None:
+            self.latest = tile.pixels
+        told: dict[str, Any] = {"scan_id": self.scan_id, "index": tile.index, "row": tile.row, "col": tile.col}
+        told |= {"verdict": tile.verdict.value, "attempts": tile.attempts}
+        if tile.focus:
+            told |= {"z_um": tile.focus.z_um, "in_focus": tile.focus.in_focus, "frames": tile.focus.frames}
+        if tile.verdict is Verdict.REJECTED:
+            told["reason"] = tile.reason
+        publish, tiles = self._context.publish, len(self.plan)
+        publish("tile", told)
+        share = round(self.done / tiles, 4)
+        publish("progress", {"scan_id": self.scan_id, "done": self.done, "tiles": tiles, "share": share})
+
+    @staticmethod
+    def _whole_slide_s(scan: Scan) -> float:
+        return WHOLE_SLIDE_S + scan.frame.height_px * scan.frame.width_px / WHOLE_SLIDE_PX_S
