@@ -130,9 +130,8 @@ def test_a_hung_stage_makes_the_scan_thread_late_and_a_pause_does_not(tmp_path: 
 
     rig.stage.wait = wait  # type: ignore[method-assign]
     bus = EventBus()
-    scanner = Scanner(config, rig, bus.publish)
     now = Hand()
-    scanner.pulse = Pulse(60.0, now)
+    scanner = Scanner(config, rig, bus.publish, Pulse(60.0, now))
     scanner.open()
     try:
         scanner.home()

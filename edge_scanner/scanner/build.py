@@ -9,6 +9,7 @@ import contextlib
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from edge_scanner import store as stores
 from edge_scanner.calibrate.axes import DOUBT
 from edge_scanner.config import Config
 from edge_scanner.errors import ScannerError
-from edge_scanner.geometry import MosaicFrame
+from edge_scanner.geometry import MosaicFrame, Position
 from edge_scanner.journal import Journal, tile_of
 from edge_scanner.mosaic import Mosaic
 from edge_scanner.mosaic.mosaic import margin_px
@@ -96,10 +97,11 @@ class _Frames:
             self._spool.drop(self._dropped.popleft()[1])
 
 
-class SlideBuild:
+class SlideBuild(ABC):
     """The parts that turn tiles into a slide, and the steps that move a tile through them.
 
-    `place` and `end` belong to one thread, `write` to any number.
+    `acquire` and `skip` belong to one thread, `place` and `end` to one, `write` to any number. Where the tiles come
+    from is the subclass's own.
     Memory bound: `scan.cache_mb` of frames, the registration strips of one scan line, the unfinished chunks of the
     pyramid.
 
@@ -154,6 +156,20 @@ class SlideBuild:
         self._watermark = _Watermark()
         self._commit_lock = threading.Lock()
         self._durable = 0
+        self._seen: set[int] = set()
+
+    @abstractmethod
+    def acquire(self) -> Iterator[Tile]:
+        """Yield a tile for each target that is not among `_seen`, in any order, and note it there."""
+
+    def skip(self, reason: str) -> Iterator[Tile]:
+        """Yield a rejected tile for each target that has not been heard of: a cancelled scan is completed so."""
+        for target in self.plan:
+            if target.index not in self._seen:
+                position = Position(target.x_um, target.y_um, self.config.focus.z_start_um)
+                yield Tile(
+                    target.index, target.row, target.col, position, None, None, None, Verdict.REJECTED, 0, reason
+                )
 
     def _mosaic(self, stored: Set[Key]) -> Mosaic:
         mosaic = self.config.mosaic
@@ -286,6 +302,7 @@ class SlideBuild:
             self.records.tile(tile)
             for numbered in self._chunks(self.registrar.add(tile, pairs.get(tile.index, {}))):
                 self.write(numbered)
+        self._seen.update(tile.index for tile in taken)
         return taken
 
     def _checkpoint(self) -> None:

@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from edge_scanner.abort import Abort
 from edge_scanner.buffer import TileBuffer
 from edge_scanner.errors import AbortedError
-from edge_scanner.scanner.build import Numbered
+from edge_scanner.scanner.build import Numbered, SlideBuild
 from edge_scanner.scanner.pulse import Pulse
-from edge_scanner.scanner.scan import Scan
 from edge_scanner.tile import Tile
 
 WRITERS = 2
@@ -31,7 +30,7 @@ class Pipeline:
 
     Parameters
     ----------
-    scan : Scan
+    scan : SlideBuild
     abort : Abort
         Ends the scan at once; what was not committed is lost.
     cancelled : callable
@@ -44,7 +43,7 @@ class Pipeline:
 
     def __init__(
         self,
-        scan: Scan,
+        scan: SlideBuild,
         abort: Abort,
         *,
         cancelled: Callable[[], bool],

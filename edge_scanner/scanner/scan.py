@@ -11,7 +11,7 @@ from edge_scanner.calibrate import Prepared
 from edge_scanner.config import Config
 from edge_scanner.devices.rig import Rig
 from edge_scanner.errors import ScannerError
-from edge_scanner.geometry import Box, Position
+from edge_scanner.geometry import Box
 from edge_scanner.plan import ScanPlan, ScanRegion, auto_overlap_px
 from edge_scanner.pyramid import Key
 from edge_scanner.register import match
@@ -85,7 +85,6 @@ class Scan(SlideBuild):
             scan_id=scan_id, acquired=acquired, on_stored=on_stored, resume=resume,
         )  # fmt: skip
         self.acquirer = Acquirer(rig, config, wait_if_paused=wait_if_paused, aborted=aborted, shading=prepared.shading)
-        self._seen: set[int] = set()
 
     def acquire(self) -> Iterator[Tile]:
         """Yield a tile for each target of the plan, in order."""
@@ -93,19 +92,9 @@ class Scan(SlideBuild):
             self._seen.add(tile.index)
             yield tile
 
-    def skip(self, reason: str) -> Iterator[Tile]:
-        """Yield a rejected tile for each target that has not been heard of: a cancelled scan is completed so."""
-        for target in self.plan:
-            if target.index not in self._seen:
-                position = Position(target.x_um, target.y_um, self.config.focus.z_start_um)
-                yield Tile(
-                    target.index, target.row, target.col, position, None, None, None, Verdict.REJECTED, 0, reason
-                )
-
     def recover(self) -> list[Tile]:
         """Go back to where an earlier run left off; see `SlideBuild.recover`. The focus surface is that run's too."""
         taken = super().recover()
-        self._seen.update(tile.index for tile in taken)
         self.acquirer.restore((self.plan.target(tile.index), tile.focus) for tile in taken if tile.focus is not None)
         return taken
 
@@ -136,7 +125,7 @@ class Scan(SlideBuild):
             )
 
 
-def run_nested(scan: Scan) -> None:
+def run_nested(scan: SlideBuild) -> None:
     """Run a whole scan as nested loops in the calling thread; the pixels are those of the daemon, bit for bit."""
     for tile in scan.acquire():
         for numbered in scan.place(tile):

@@ -49,15 +49,12 @@ class Scanner:
     rig : Rig
     publish : callable
         `publish(topic, fields)` of events; thread-safe, never blocks.
-
-    Attributes
-    ----------
-    pulse : Pulse
-        Which busy threads are overdue.
+    pulse : Pulse, optional
+        Which busy threads are overdue; made from the devices' time-outs when omitted.
     """
 
-    def __init__(self, config: Config, rig: Rig, publish: Publish) -> None:
-        self.pulse = Pulse(config.stage.timeout_s + config.camera.timeout_s + SPARE_S)
+    def __init__(self, config: Config, rig: Rig, publish: Publish, pulse: Pulse | None = None) -> None:
+        self.pulse = pulse or Pulse(config.stage.timeout_s + config.camera.timeout_s + SPARE_S)
         self._config, self._rig = config, rig
         self._machine = Machine(publish)
         self._archive = Archive(config)
