@@ -152,8 +152,18 @@ def fuse_slide(
         pieces=written.pieces,
         pieces_computed=written.computed,
         wall_s=round(time.perf_counter() - began, 3),
-        peak_rss_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        peak_rss_mib=round(peak_rss_mib(), 1),
     )
+
+
+def peak_rss_mib() -> float:
+    """Return the most memory that this process had; `ru_maxrss` would count that of the process which started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _check(tiles: TileSet, out: Path, overwrite: bool) -> None:

@@ -26,6 +26,7 @@ Blend = Literal["linear", "max", "mean", "first", "seam"]
 """How tiles that overlap become one: cross-faded, brightest, plain mean, first in order, or a narrow fade midway."""
 
 TAPS = 4
+STRIP_ROWS = 128
 EXACT_PX = 1e-3
 """A remainder below this is taken as a whole-pixel place: the pixels are copied untouched."""
 
@@ -115,7 +116,7 @@ def gather(
     if not parts:
         return None
     if any(source.warp is not None for source, _ in parts):
-        return _blended(block, parts, np.full((block.height, block.width, channels), fill, dtype), feather, blend)
+        return _in_strips(block, parts, np.full((block.height, block.width, channels), fill, dtype), feather, blend)
     read = [resampled(source, part) for source, part in parts]
     if len(parts) == 1 and parts[0][1] == block:
         whole: Pixels = np.ascontiguousarray(read[0])
@@ -197,8 +198,22 @@ def _depth(box: Box, cell: Box) -> NDArray[np.float32]:
     return depth
 
 
-def _blended(block: Box, parts: Sequence[tuple[Source, Box]], out: Pixels, feather: int, blend: Blend) -> Pixels | None:
-    """Blend tiles with slanted edges into `out`, pixel by pixel; None when none of them covers any pixel.
+def _in_strips(
+    block: Box, parts: Sequence[tuple[Source, Box]], out: Pixels, feather: int, blend: Blend
+) -> Pixels | None:
+    """Blend tiles with slanted edges a few rows at a time, which bounds the memory that takes."""
+    covered = False
+    for y in range(block.y0, block.y1, STRIP_ROWS):
+        strip = Box(y, block.x0, min(y + STRIP_ROWS, block.y1), block.x1)
+        within = [(source, part.intersect(strip)) for source, part in parts]
+        within = [(source, part) for source, part in within if not part.empty]
+        if within:
+            covered |= _blended(strip, within, _view(out, block, strip), feather, blend)
+    return out if covered else None
+
+
+def _blended(block: Box, parts: Sequence[tuple[Source, Box]], out: Pixels, feather: int, blend: Blend) -> bool:
+    """Blend tiles with slanted edges into `out`, pixel by pixel; tell whether any of them covers any pixel.
 
     The running weighted mean leaves a constant image constant to the last bit.
     """
@@ -223,10 +238,8 @@ def _blended(block: Box, parts: Sequence[tuple[Source, Box]], out: Pixels, feath
             share = np.divide(weights, sum_so_far, out=np.zeros_like(weights), where=sum_so_far > 0)
             target += (pixels - target) * share[..., None]
     covered = total > 0
-    if not covered.any():
-        return None
-    out[covered] = _typed(mean[covered], out.dtype)
-    return out
+    np.copyto(out, _typed(mean, out.dtype), where=covered[..., None])
+    return bool(covered.any())
 
 
 def _covered(source: Source, part: Box, feather: int, blend: Blend) -> tuple[Pixels, NDArray[np.float32]]:
@@ -259,12 +272,12 @@ def _mix(first: Pixels, second: Pixels, weight: NDArray[np.float32], other: NDAr
     OpenCV's `blendLinear` is five times as fast as numpy; it adds 1e-5 to the sum of the weights, which shows in floats
     only.
     """
-    if first.dtype.kind != "f":
+    if first.dtype.kind != "f" and first.shape[2] <= 4:
         mixed = cv2.blendLinear(first.astype(np.float32), second.astype(np.float32), weight, other)
         return _typed(mixed.reshape(first.shape), first.dtype)
     share = (other / (weight + other))[..., None]
-    blended: Pixels = first + (second - first) * share
-    return blended
+    start = first.astype(np.float32)
+    return _typed(start + (second - start) * share, first.dtype)
 
 
 def _typed(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Pixels:
@@ -272,5 +285,5 @@ def _typed(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Pixels:
     depth = {"|u1": cv2.CV_8U, "<u2": cv2.CV_16U}.get(dtype.str)
     if depth is None:
         return values.astype(dtype)
-    typed: Pixels = cv2.add(values, 0.0, dtype=depth)
+    typed: Pixels = cv2.add(values.reshape(len(values), -1), 0.0, dtype=depth)
     return typed.reshape(values.shape)

@@ -15,6 +15,7 @@ from edge_scanner.tile import Pixels
 STEPS = 32
 """Positions are rounded to this fraction of a pixel, as OpenCV's tables are: an error of a hundredth of a pixel."""
 REACH_PX = 4
+_FAR = -float(2**23)
 _CHANNELS = 4
 """OpenCV remaps no more at a time."""
 
@@ -62,35 +63,41 @@ def warped(
         pixel); zero where not covered.
     """
     y, x = _positions(warp.inverse, part)
-    inside = (y >= -0.5) & (y < warp.height - 0.5) & (x >= -0.5) & (x < warp.width - 0.5)
-    depth_y = np.where(inside, np.minimum(y + 1, warp.height - y), 0).astype(np.float32)
-    depth_x = np.where(inside, np.minimum(x + 1, warp.width - x), 0).astype(np.float32)
+    depth_y, depth_x = np.minimum(y + 1, warp.height - y), np.minimum(x + 1, warp.width - x)
+    inside = np.minimum(depth_y, depth_x) >= 0.5
+    depth_y *= inside
+    depth_x *= inside
     corner = crop(Box(0, 0, 1, 1))
     if not inside.any():
         return np.zeros((part.height, part.width, corner.shape[2]), corner.dtype), depth_y, depth_x
-    y0, y1, x0, x1 = (v for axis in (y, x) for v in (axis[inside].min(), axis[inside].max()))
-    near = Box(int(np.floor(y0)), int(np.floor(x0)), int(np.ceil(y1)) + 1, int(np.ceil(x1)) + 1)
-    box = near.grown(REACH_PX).intersect(Box(0, 0, warp.height, warp.width))
-    at_x, at_y = ((v - o).astype(np.float32) for v, o in ((np.clip(x, x0, x1), box.x0), (np.clip(y, y0, y1), box.y0)))
+    np.clip(y, -0.5, warp.height - 0.5, out=y)
+    np.clip(x, -0.5, warp.width - 0.5, out=x)
+    low, high = (int(y.min()), int(x.min())), (int(y.max()), int(x.max()))
+    box = Box(*low, *high).grown(REACH_PX + 1).intersect(Box(0, 0, warp.height, warp.width))
+    y -= box.y0
+    x -= box.x0
     if corner.dtype.kind == "f":  # sums of 64 float terms: what is left over the corner's value keeps constants exact
-        return _remapped(crop(box) - corner, at_x, at_y) + corner, depth_y, depth_x
-    return _remapped(crop(box), at_x, at_y), depth_y, depth_x
+        return _remapped(crop(box) - corner, x, y) + corner, depth_y, depth_x
+    return _remapped(crop(box), x, y), depth_y, depth_x
 
 
-def _positions(inverse: NDArray[np.float64], part: Box) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the tile's (y, x) of every pixel of a part, rounded to 1/STEPS px; outside of the tile where behind it."""
+def _positions(inverse: NDArray[np.float64], part: Box) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the tile's (y, x) of every pixel of a part, rounded to 1/STEPS px, which float32 holds exactly.
+
+    Where the mosaic's pixel lies behind a tilted tile, a place far outside of it.
+    """
     ys, xs = np.arange(part.y0, part.y1, dtype=np.float64)[:, None], np.arange(part.x0, part.x1, dtype=np.float64)
-    x, y = (row[0] * xs + (row[1] * ys + row[2]) for row in inverse[:2])
+    x, y = (STEPS * row[0] * xs + STEPS * (row[1] * ys + row[2]) for row in inverse[:2])
     if inverse[2, 0] or inverse[2, 1] or inverse[2, 2] != 1.0:
         w = inverse[2, 0] * xs + (inverse[2, 1] * ys + inverse[2, 2])
         behind = w <= 0
         w[behind] = 1.0
-        x, y = np.where(behind, -9.0, x / w), np.where(behind, -9.0, y / w)
+        x, y = np.where(behind, _FAR, x / w), np.where(behind, _FAR, y / w)
     for axis in (y, x):
-        np.multiply(axis, STEPS, out=axis)
         np.rint(axis, out=axis)
-        np.divide(axis, STEPS, out=axis)
-    return y, x
+        np.clip(axis, _FAR, -_FAR, out=axis)
+    step = np.float32(1 / STEPS)
+    return y.astype(np.float32) * step, x.astype(np.float32) * step
 
 
 def _remapped(pixels: Pixels, x: NDArray[np.float32], y: NDArray[np.float32]) -> Pixels:
