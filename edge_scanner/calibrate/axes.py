@@ -31,11 +31,13 @@ LOOK_AT = (0.5, 0.3, 0.7, 0.1, 0.9)
 MOST_PLACES = 13
 DISTINGUISHABLE = 4.0
 """Standard errors by which a matrix must differ from an exact one to count as different."""
-LEAST = 5e-4
+LEAST = 2e-4
 """Relative difference from an exact matrix that registration takes care of by itself."""
 MOST_HOPS = 5
 FINE = 2e-4
 """Relative standard error at which a matrix is known well enough: 0.01 degrees."""
+DOUBT = 5e-4
+"""Relative error of the matrix that a scan must be ready for: registration takes it up as tiles come in."""
 COARSE = 1e-3
 """The same without focus; what is known worse is measured again in focus."""
 FLOOR_PX = 0.01
