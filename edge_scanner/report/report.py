@@ -135,7 +135,7 @@ def build_report(
         frames_per_tile=_round(np.mean([f.frames for f in focused])) if focused else None,
         in_focus_share=_round(np.mean([f.in_focus for f in focused]), 4) if focused and tested else None,
         coverage=round(run.coverage, 6),
-        holes=[_hole(r, plan) for r in by[Verdict.REJECTED]],
+        holes=[_hole(r, plan, frame) for r in by[Verdict.REJECTED]],
         seam_step=_round(quality.seam_step),
         registration_px_p50=_round(run.residual_px[0], 4),
         registration_px_p95=_round(run.residual_px[1], 4),
@@ -212,9 +212,9 @@ def _truth(config: Config, frame: MosaicFrame) -> Callable[[Box], Pixels] | None
     return read
 
 
-def _hole(record: TileRecord, plan: ScanPlan) -> dict[str, Any]:
-    tile = record.tile
-    y, x = plan.corner_px(tile.row, tile.col)
+def _hole(record: TileRecord, plan: ScanPlan, frame: MosaicFrame) -> dict[str, Any]:
+    tile, size = record.tile, (plan.tile_height_px, plan.tile_width_px)
+    y, x = (round(v) for v in frame.tile_corner(tile.position.x_um, tile.position.y_um, *size))
     return {"index": tile.index, "row": tile.row, "col": tile.col, "y_px": y, "x_px": x, "reason": tile.reason}
 
 

@@ -356,7 +356,7 @@ class SlideBuild(ABC):
             dtype=np.dtype(np.uint8 if config.camera.bits == 8 else np.uint16),
             codec=make_codec(config),
             fill_value=config.fill_value,
-            metadata=slide_metadata(config, self.plan, scan_id, acquired),
+            metadata=slide_metadata(config, self.plan, self.frame, scan_id, acquired),
             chunk_px=config.mosaic.chunk_px,
         )
 
@@ -390,7 +390,7 @@ class _Timed:
         self._timings.add(self._stage, (time.perf_counter() - self._began) * 1000)
 
 
-def slide_metadata(config: Config, plan: ScanPlan, scan_id: str, acquired: str) -> SlideMetadata:
+def slide_metadata(config: Config, plan: ScanPlan, frame: MosaicFrame, scan_id: str, acquired: str) -> SlideMetadata:
     """Return what the slide's files say about this scan."""
     camera, optics = config.camera, config.optics
     brightfield = config.illumination.brightfield
@@ -404,8 +404,8 @@ def slide_metadata(config: Config, plan: ScanPlan, scan_id: str, acquired: str) 
         pixel_size_um=plan.pixel_size_um,
         channels=(channel,),
         acquired=acquired,
-        origin_x_um=plan.region.x_mm * 1000,
-        origin_y_um=plan.region.y_mm * 1000,
+        origin_x_um=frame.origin_x_um,
+        origin_y_um=frame.origin_y_um,
         magnification=optics.magnification,
         numerical_aperture=optics.numerical_aperture,
         immersion=optics.immersion,
