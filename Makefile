@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: demo test lint bench survive clean
+.PHONY: demo test lint bench survive service service-test clean
 
 demo: $(VENV)/.demo
 	$(BIN)/edge-scanner demo --out out
@@ -23,6 +23,10 @@ bench: $(VENV)/.test
 
 survive: $(VENV)/.test
 	$(BIN)/python tests/survive.py --kills 200 --record tests/records/survive.txt
+
+# Needs root, systemd-container and mmdebstrap.
+service service-test: $(VENV)/.test
+	$(BIN)/python tests/service/lane.py --record tests/records/service.md
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import typer
@@ -18,10 +17,12 @@ from rich.table import Table
 
 from edge_scanner import config as configs
 from edge_scanner.cli.output import EXIT_FAILED, print_json
+from edge_scanner.cli.wheels import Runtime
 from edge_scanner.config import Config
 from edge_scanner.devices.contract import check_camera, check_illumination, check_stage
 from edge_scanner.devices.rig import build_rig
 from edge_scanner.errors import ScannerError
+from edge_scanner.focus.model import OnnxFocusModel
 
 PROBE_BYTES = 32 << 20
 
@@ -107,14 +108,18 @@ def _memory(config: Config) -> Iterator[Finding]:
 
 
 def _providers(config: Config) -> Iterator[Finding]:
-    def providers() -> str:
-        if find_spec("onnxruntime") is None:
-            if config.focus.mode == "model":
-                raise ScannerError("focus.mode is model, but onnxruntime is not installed.", "Install the extra [cpu].")
-            return "onnxruntime is not installed; learned focus is off"
-        return f"onnxruntime is installed; focus.mode is {config.focus.mode}"
+    runtime = Runtime.here()
 
-    yield _guarded("execution providers", providers)
+    def model() -> str:
+        if not runtime.offered:
+            raise ScannerError("focus.mode is model, but onnxruntime is not installed.", "Install the extra [cpu].")
+        providers = OnnxFocusModel(config).providers
+        asked, actual = ", ".join(providers.requested), ", ".join(providers.actual)
+        return f"runs on {actual}" + (f"; asked for {asked}: degraded" if providers.degraded else "")
+
+    yield _guarded("execution providers", runtime.check)
+    if config.focus.mode == "model":
+        yield _guarded("focus model", model)
 
 
 def _open_devices(config: Config) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_scanner import __version__
+from edge_scanner.board import Board
 from edge_scanner.config import Config
 from edge_scanner.devices.rig import Rig
 from edge_scanner.errors import (
@@ -57,6 +58,7 @@ class Scanner:
         self.pulse = pulse or Pulse(config.stage.timeout_s + config.camera.timeout_s + SPARE_S)
         self._config, self._rig = config, rig
         self._machine = Machine(publish)
+        self._board = Board()
         self._archive = Archive(config)
         self._wishes = Wishes()
         self._export = ExportChild(config.export, self._wishes)
@@ -149,7 +151,7 @@ class Scanner:
                 "stall_s": round(pipeline.tiles.stall_s, 3) if pipeline else 0.0,
             },
             "disk": {"free_bytes": usage.free, "reserve_bytes": int(self._config.storage.reserve_mb * 1e6)},
-            "thermal": _thermal(),
+            "thermal": self._board.thermal(),
             "stages": scan.timings.summary() if scan else {},
             "report": job.report if job else None,
         }
@@ -338,14 +340,3 @@ def _new_id() -> str:
 
 def _providers() -> dict[str, list[str]]:
     return {"requested": [], "actual": []}
-
-
-def _thermal() -> dict[str, float | None]:
-    """Return the hottest thermal zone in degrees Celsius, where the kernel tells."""
-    hottest = None
-    for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp"):
-        try:
-            hottest = max(hottest or -273.0, int(zone.read_text()) / 1000)
-        except (OSError, ValueError):
-            continue
-    return {"max_c": hottest}
