@@ -320,3 +320,28 @@ def test_metrics_off_loopback_are_refused(address: str) -> None:
 def test_metrics_are_off_unless_asked_for() -> None:
     with metrics.serving("", dict, {}) as url:
         assert url is None
+
+
+def test_the_focus_model_is_made_ready_in_the_background_and_the_truth_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="learned focus needs the extra [cpu]")
+
+    def providers(*more: str) -> dict[str, object]:
+        config = small_config(tmp_path, *more)
+        bus = EventBus()
+        scanner = Scanner(config, build_rig(config), bus.publish)
+        scanner.open()
+        try:
+            until(lambda: scanner.status()["providers"]["state"] != "building")
+            assert scanner.hello()["providers"] == scanner.status()["providers"]
+            return dict(scanner.status()["providers"])
+        finally:
+            scanner.close()
+            bus.close()
+
+    off = {"requested": [], "actual": [], "state": "off", "seconds": None, "error": None}
+    assert providers("focus.mode=classical") == off
+    ready = providers("focus.mode=model", 'focus.providers=["cpu"]')
+    assert (ready["requested"], ready["actual"], ready["state"]) == (["cpu"], ["cpu"], "ready")
+    failed = providers("focus.mode=model", f'focus.model="{tmp_path}/none.onnx"')
+    assert (failed["state"], failed["actual"]) == ("failed", [])
+    assert "none.onnx" in str(failed["error"])

@@ -48,6 +48,9 @@ class Providers(Told):
 
     requested: list[str]
     actual: list[str]
+    state: Literal["off", "building", "ready", "failed"]
+    seconds: float | None
+    error: str | None
 
 
 class HelloResult(Told):

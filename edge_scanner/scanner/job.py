@@ -21,6 +21,7 @@ from edge_scanner.report import ScanReport, write_report
 from edge_scanner.report.report import Run, save
 from edge_scanner.scanner.archive import Archive
 from edge_scanner.scanner.child import ExportChild
+from edge_scanner.scanner.engine import LONGEST_S, FocusEngine
 from edge_scanner.scanner.machine import Machine, Publish
 from edge_scanner.scanner.pipeline import Pipeline
 from edge_scanner.scanner.pulse import Pulse
@@ -50,6 +51,7 @@ class Context:
     pulse: Pulse
     wishes: Wishes
     export: ExportChild
+    engine: FocusEngine
 
 
 class ScanJob:
@@ -148,6 +150,8 @@ class ScanJob:
 
     def _scan(self, prepared: Prepared) -> Scan:
         publish, scan_id = self._context.publish, self.scan_id
+        self._context.engine.wait(self._aborted)
+        self._context.pulse.step(LONGEST_S)  # loads the network
         return Scan(
             self._context.config,
             self._context.rig,

@@ -28,6 +28,7 @@ from edge_scanner.plan import ScanPlan, ScanRequest
 from edge_scanner.report.picture import eight_bit, jpeg, shrunk
 from edge_scanner.scanner.archive import Archive
 from edge_scanner.scanner.child import ExportChild
+from edge_scanner.scanner.engine import FocusEngine
 from edge_scanner.scanner.job import Context, ScanJob
 from edge_scanner.scanner.machine import Machine, Publish
 from edge_scanner.scanner.pulse import Pulse
@@ -59,11 +60,12 @@ class Scanner:
         self._config, self._rig = config, rig
         self._machine = Machine(publish)
         self._board = Board()
+        self._engine = FocusEngine(config)
         self._archive = Archive(config)
         self._wishes = Wishes()
         self._export = ExportChild(config.export, self._wishes)
         self._context = Context(
-            config, rig, publish, self._machine, self._archive, self.pulse, self._wishes, self._export
+            config, rig, publish, self._machine, self._archive, self.pulse, self._wishes, self._export, self._engine
         )
         self._work_todo: Callable[[], None] | None = None
         self._busy = self._reset_wanted = False
@@ -90,6 +92,7 @@ class Scanner:
             self._rig.camera.close()
             raise
         self._rig.illumination.off()
+        self._engine.start()
         self._thread.start()
         self._machine.advance(State.IDLE)
 
@@ -124,7 +127,7 @@ class Scanner:
                 "limits_um": asdict(self._config.stage.limits),
             },
             "devices": self._identities,
-            "providers": _providers(),
+            "providers": self._engine.as_json(),
         }
 
     def status(self) -> dict[str, Any]:
@@ -144,7 +147,7 @@ class Scanner:
             "durable": scan.durable_tiles if scan else 0,
             "eta_s": round(elapsed_s * (1 - share) / share, 1) if scanning and share else None,
             "homed": self._homed,
-            "providers": _providers(),
+            "providers": self._engine.as_json(),
             "buffer": {
                 "bytes": pipeline.tiles.nbytes if pipeline else 0,
                 "high_bytes": pipeline.tiles.high_water_bytes if pipeline else 0,
@@ -336,7 +339,3 @@ class Scanner:
 
 def _new_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def _providers() -> dict[str, list[str]]:
-    return {"requested": [], "actual": []}
