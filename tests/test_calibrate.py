@@ -97,10 +97,10 @@ def test_the_canvas_holds_the_region_and_no_more(turn, half, scale, mirror, size
     x, y = corner[0] * 1000, corner[1] * 1000
     at = [frame.to_px(x + a * size[0] * 1000, y + b * size[1] * 1000) for a in (0, 1) for b in (0, 1)]
     ys, xs = [p[0] for p in at], [p[1] for p in at]
-    assert min(ys) == pytest.approx(0, abs=0.51)
-    assert min(xs) == pytest.approx(0, abs=0.51)
-    assert max(ys) == pytest.approx(frame.height_px, abs=0.51)
-    assert max(xs) == pytest.approx(frame.width_px, abs=0.51)
+    assert min(ys) == pytest.approx(0, abs=1e-6)
+    assert min(xs) == pytest.approx(0, abs=1e-6)
+    assert -1e-5 < frame.height_px - max(ys) < 1
+    assert -1e-5 < frame.width_px - max(xs) < 1
 
 
 @given(st.floats(-1.9e-4, 1.9e-4), st.floats(-1.9e-4, 1.9e-4), st.sampled_from([(1, 1), (-1, 1), (1, -1)]))
@@ -117,6 +117,13 @@ def test_a_turn_that_would_leave_gaps_is_refused(turn):
     with pytest.raises(ScannerError, match="gaps") as refused:
         frame_of(ScanPlan(ScanRegion(0, 0, 3, 2), 192, 256, 1.0, 20), axes_of(turn))
     assert "Turn the camera" in refused.value.advice
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.8, 1.3, 2.0])
+def test_another_objective_is_noticed(scale):
+    with pytest.raises(ScannerError, match="pixel is") as refused:
+        frame_of(ScanPlan(REGION, 192, 256, 1.0, 40), axes_of(0.5, scale, True))
+    assert "objective" in refused.value.advice
 
 
 @settings(max_examples=30)

@@ -110,6 +110,9 @@ def test_the_dark_level_is_taken_off_first():
     applied = correction(flat, balance=False)
     assert np.ptp(applied.apply(photo(profile, [90] * 3, dark=20)).astype(int)) <= 2
     assert applied.apply(dark).max() == 0
+    mono = Correction(np.full((70, 64, 1), 1.5), [20.0]).apply(np.full((70, 64, 1), 120, np.uint8))
+    assert mono.shape == (70, 64, 1)
+    assert (mono == 150).all()
     not_dark = flat_field([bright], bright, setting(), "now")
     assert not_dark.dark == (0, 0, 0), "a light that cannot be switched off gives no dark frame"
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from edge_scanner.calibrate.axes import StageAxes
 from edge_scanner.errors import ScannerError
-from edge_scanner.geometry import MosaicFrame
+from edge_scanner.geometry import MosaicFrame, whole_px
 from edge_scanner.plan import ScanPlan
+
+MOST_SCALE_ERROR = 0.1
 
 
 def frame_of(plan: ScanPlan, axes: StageAxes | None) -> MosaicFrame:
@@ -16,11 +18,12 @@ def frame_of(plan: ScanPlan, axes: StageAxes | None) -> MosaicFrame:
     Raises
     ------
     ScannerError
-        When the camera is turned so far that the plan's tiles would leave gaps.
+        When the pixel size is far from the plan's, or the camera turned so far that its tiles would leave gaps.
     """
     axes = None if axes is None else axes.exact(plan.pixel_size_um)
     if axes is None or axes == StageAxes(1 / plan.pixel_size_um, 0.0, 0.0, 1 / plan.pixel_size_um):
         return plan.frame()
+    _check_scale(plan, axes)
     _check_gaps(plan, axes)
     x, y = plan.region.x_mm * 1000, plan.region.y_mm * 1000
     width, height = plan.region.width_mm * 1000, plan.region.height_mm * 1000
@@ -28,9 +31,18 @@ def frame_of(plan: ScanPlan, axes: StageAxes | None) -> MosaicFrame:
     (y0, y1), (x0, x1) = ((min(values), max(values)) for values in zip(*corners, strict=True))
     off_x, off_y = axes.to_um(y0, x0)
     return MosaicFrame(
-        x + off_x, y + off_y, max(1, round(y1 - y0)), max(1, round(x1 - x0)), plan.pixel_size_um,
+        x + off_x, y + off_y, whole_px(y1 - y0, 1.0), whole_px(x1 - x0, 1.0), plan.pixel_size_um,
         axes.xx, axes.xy, axes.yx, axes.yy,
     )  # fmt: skip
+
+
+def _check_scale(plan: ScanPlan, axes: StageAxes) -> None:
+    """Refuse a pixel size that no error of the stage's unit explains: another objective is mounted."""
+    if not abs(axes.pixel_size_um / plan.pixel_size_um - 1) <= MOST_SCALE_ERROR:
+        raise ScannerError(
+            f"A pixel is {axes.pixel_size_um:.4g} um wide by the stage's unit, not {plan.pixel_size_um:.4g} um.",
+            'Mount the configured objective, correct optics.pixel_size_um, or set stage.matrix to "nominal".',
+        )
 
 
 def _check_gaps(plan: ScanPlan, axes: StageAxes) -> None:
