@@ -40,6 +40,11 @@ HELD_OUT_SLIDES = ("CMU-1-Small-Region.svs", "duodenum_IHC_chromogranin_40x_regi
 
 
 MOST_PATCHES = 64
+"""Patches cut from one labelled image."""
+
+NOMINAL_FIELDS = 1400
+INSTRUMENTS = (("20x", 9, 180), ("10x", 3, 180), ("40x", 3, 180), ("10x", 8, 150), ("40x", 4, 150))
+"""Kind, how many are drawn, fields of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +92,18 @@ def read(folder: Path) -> Split:
 
 
 def training_plan(seed: int, share: float) -> list[tuple[Optics, int]]:
-    """Return the instruments that training sees: a third the nominal one, the others drawn about it, 10x and 40x."""
+    """Return the instruments that training sees, and how many fields of each.
+
+    A quarter is the nominal one; the others are drawn about it, and of 10x/0.3, whose defocus shows least, and
+    40x/0.95.
+    """
     rng = np.random.default_rng([seed, 0x0B71C5])
-    kinds = ["20x"] * 9 + ["10x"] * 3 + ["40x"] * 3
-    drawn = [(draw_optics(rng, kind), round(180 * share)) for kind in kinds]
-    return [(nominal(), round(1400 * share)), *drawn]
+    drawn = [
+        (draw_optics(rng, kind), max(1, round(fields * share)))
+        for kind, instruments, fields in INSTRUMENTS
+        for _ in range(instruments)
+    ]
+    return [(nominal(), max(1, round(NOMINAL_FIELDS * share))), *drawn]
 
 
 def make(cache: Path, slides: Path, seed: int, share: float = 1.0) -> tuple[Split, Split]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.curve import draw
 from models.dataset import Split
@@ -18,7 +19,10 @@ from models.net import BACKBONES, Regressor
 
 Show = Callable[[float, str], None]
 
-SETTLED = 200.0
+MEMORY = 0.995
+"""Weights are averaged exponentially over about 200 steps."""
+
+SETTLED = 100.0
 """Training ends when the learning rate has fallen so many times."""
 
 
@@ -98,7 +102,7 @@ def train(seen: Split, unseen: Split, recipe: Recipe, folder: Path, show: Show) 
         if course.settled:
             break
         trained = course.step(inputs)
-        epoch = course.close(trained, *score(net, others))
+        epoch = course.close(trained, *score(course.mean, others))
         show((number + 1) / recipe.epochs, f"{epoch.mae_um:.3f} um on unseen slides")
         draw(folder / "learning_curve.png", [(e.trained, e.unseen) for e in course.epochs])
     net.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
@@ -119,18 +123,26 @@ class _Course:
 
     def __init__(self, net: Regressor, recipe: Recipe, folder: Path) -> None:
         self._net, self._recipe, self._folder = net, recipe, folder
+        average = get_ema_multi_avg_fn(MEMORY)  # type: ignore[no-untyped-call]
+        self._averaged = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
         self._optimiser = torch.optim.AdamW(net.head.parameters(), recipe.rate, weight_decay=0.02)
-        self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(self._optimiser, factor=0.5, patience=5)
+        self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(self._optimiser, factor=0.4, patience=6)
         self.epochs: list[Epoch] = []
         if (folder / "last.pt").exists():
             self._resume(torch.load(folder / "last.pt", weights_only=True))
 
     def _resume(self, kept: dict[str, Any]) -> None:
         self._net.load_state_dict(kept["net"])
+        self._averaged.load_state_dict(kept["averaged"])
         self._optimiser.load_state_dict(kept["optimiser"])
         self._scheduler.load_state_dict(kept["scheduler"])
         torch.set_rng_state(kept["random"])
         self.epochs = [Epoch(*numbers) for numbers in kept["epochs"]]
+
+    @property
+    def mean(self) -> Regressor:
+        """The network with its weights averaged over the last steps, which is what is judged and kept."""
+        return cast(Regressor, self._averaged.module)
 
     @property
     def settled(self) -> bool:
@@ -148,6 +160,7 @@ class _Course:
             found.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self._net.parameters(), 1.0)
             self._optimiser.step()
+            self._averaged.update_parameters(self._net)
             total += float(found.detach())
         return total / len(batches)
 
@@ -158,9 +171,10 @@ class _Course:
         best = unseen <= min((e.unseen for e in self.epochs), default=float("inf"))
         self.epochs.append(epoch)
         if best:
-            torch.save(self._net.state_dict(), self._folder / "best.pt")
+            torch.save(self.mean.state_dict(), self._folder / "best.pt")
         kept = {
             "net": self._net.state_dict(),
+            "averaged": self._averaged.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "scheduler": self._scheduler.state_dict(),
             "random": torch.get_rng_state(),

@@ -15,6 +15,9 @@ from edge_scanner.sim.optics import Objective
 from edge_scanner.sim.specimen import open_specimen
 from edge_scanner.sim.surface import FocalSurface
 
+BLANK_TEXTURE = 10.0
+"""A place whose sharp picture has less coarse contrast than this, in units of the noise, is blank or nearly so."""
+
 
 def simulated_frames(config: Config, slide: str, count: int, range_um: float, seed: int) -> Iterator[LabelledFrame]:
     """Yield frames of random places of a slide, evenly spread over plus and minus `range_um`.
@@ -47,7 +50,7 @@ def simulated_frames(config: Config, slide: str, count: int, range_um: float, se
         x_um, y_um = (_place(rng, *sizes) * pixel_um for sizes in (
             (specimen.width_px, config.camera.width_px), (specimen.height_px, config.camera.height_px)))  # fmt: skip
         there = Position(x_um, y_um, z_um)
-        blank = texture(sharp.render(there, (seed, number))) < config.focus.blank_texture
+        blank = texture(sharp.render(there, (seed, number))) < BLANK_TEXTURE
         yield LabelledFrame(name, objective.render(there, (seed, number)), z_um, blank)
 
 

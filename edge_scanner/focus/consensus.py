@@ -16,7 +16,7 @@ OUTLIER_SIGMA = 3.5
 AGREEMENT = 0.6
 """Share of the weight that must lie near the median."""
 
-SURE_UM, SURE_SHARE = 0.35, 0.12
+SURE_UM, SURE_SHARE = 0.5, 0.15
 """A consensus is sure when its standard deviation is below the first, or below that share of its defocus."""
 
 
