@@ -142,6 +142,13 @@ def test_dtype_is_rounded_and_clipped():
     assert fuse([tile], [np.eye(3)], chunk=8, dtype=np.uint8).compute().tolist() == [[0, 1, 2, 255]]
 
 
+def test_floats_of_integer_tiles_are_not_rounded():
+    tiles = [np.full((40, 40), 100, np.uint8), np.full((40, 40), 103, np.uint8)]
+    row = fuse(tiles, [shift(0, 0), shift(20, 0)], chunk=64, dtype=np.float32).compute()[20, 20:40]
+    assert np.unique(row).size == 20
+    assert (np.diff(row) > 0).all()
+
+
 def test_labels_take_the_nearest_pixel():
     tile = np.random.default_rng(0).choice([0, 7, 200], (60, 60)).astype(np.uint8)
     got = fuse([tile], [turned(20, 30, 5)], chunk=32, order=0).compute()

@@ -9,7 +9,7 @@ from fuse_scenes import cut, grid, listed, picture
 from typer.testing import CliRunner
 
 from edge_scanner.cli.app import build
-from edge_scanner.errors import AbortedError, UsageError
+from edge_scanner.errors import AbortedError, SourceError, UsageError
 from edge_scanner.fuse.fusion import prepare
 from edge_scanner.fuse.slide import fuse_slide
 from edge_scanner.fuse.sources import open_source
@@ -173,3 +173,14 @@ def test_a_missing_tile_leaves_nothing(tmp_path):
     assert done.exit_code != 0
     assert "t005.tif is missing" in str(done.exception)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_damaged_tile_leaves_nothing_half_written(tmp_path):
+    names = cut(tmp_path / "t", IMAGE, PLACES, 120)
+    listed(tmp_path / "t", names, PLACES)
+    data = (tmp_path / "t" / names[5]).read_bytes()
+    (tmp_path / "t" / names[5]).write_bytes(data[: len(data) // 2])
+    done = command("fuse", tmp_path / "t", tmp_path / "o" / "o.ome.zarr")
+    assert isinstance(done.exception, SourceError)
+    assert "t005.tif" in str(done.exception)
+    assert list((tmp_path / "o").iterdir()) == []

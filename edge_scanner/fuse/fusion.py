@@ -87,7 +87,8 @@ class Fusion:
         self.start = tuple(reversed(canvas[0]))
         self.extent = tuple(high - low for low, high in zip(self.start, reversed(canvas[1]), strict=True))
         self.channels = shape.shape[self.axes] if len(shape.shape) > self.axes else None
-        self._sides, self._dtype = shape.shape[: self.axes], shape.dtype
+        self._sides, self._stored = shape.shape[: self.axes], shape.dtype
+        self._dtype = look.dtype if look.dtype.kind == "f" else shape.dtype  # floats are asked for to be unrounded
         self._matrices = [np.asarray(m) for m in matrices]
         self._reach = reach
         self._flat = self.axes == 2 and look.order == 3
@@ -98,7 +99,7 @@ class Fusion:
     def tile_extent(self) -> tuple[int, int, int]:
         """Height and width that a tile has in the mosaic at most, px, and the bytes of one in memory."""
         height, width = (int(v) for v in (self._high - self._low).max(axis=0)[-2:])
-        return height, width, math.prod(self._sides) * (self.channels or 1) * self._dtype.itemsize
+        return height, width, math.prod(self._sides) * (self.channels or 1) * self._stored.itemsize
 
     @property
     def tile_sides(self) -> tuple[int, ...]:
@@ -154,7 +155,7 @@ class Fusion:
 
     def _source(self, index: int) -> Source:
         matrix, (height, width) = self._matrices[index], self._sides
-        crop = partial(self.reader.crop, index)
+        crop = partial(self._crop, index)
         if is_shift(matrix, (width, height)):
             box, shift = place(matrix[1, 2], matrix[0, 2], height, width, cubic=self.look.cubic)
             usable = box if self._reach is None else box.intersect(self._reach[index])
@@ -163,6 +164,9 @@ class Fusion:
         (y0, x0), (y1, x1) = self._low[index], self._high[index]
         box = Box(int(y0), int(x0), int(y1), int(x1))
         return Source(index, box, box, (0.0, 0.0), crop, Warp(inverse / inverse[2, 2], height, width))
+
+    def _crop(self, index: int, box: Box) -> Pixels:
+        return self.reader.crop(index, box).astype(self._dtype, copy=False)
 
     def _sampled(self, found: list[int], start: Sequence[int], shape: Sequence[int]) -> Pixels | None:
         """Blend by running weighted means, as the kernel does, over any number of axes."""

@@ -90,6 +90,11 @@ class Progress:
         with np.load(self._folder / f"{number}.npz", allow_pickle=False) as arrays:
             return [_chunk(name, pixels) for name, pixels in arrays.items()]
 
+    def drop_unless_begun(self) -> None:
+        """Remove the partial store if no piece of it is finished: there is nothing to go on with."""
+        if not any(self._folder.glob("*.json")):
+            shutil.rmtree(self._folder.parent, ignore_errors=True)
+
     def forget(self) -> None:
         """Remove the notes: the work is done."""
         shutil.rmtree(self._folder)
