@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edge_scanner.tile import PlacedTile, Tile
+
+FRESH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,7 @@ class Timings:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ms: dict[str, list[float]] = {}
+        self._recent: tuple[float, dict[str, dict[str, float]]] = (-math.inf, {})
 
     def add(self, stage: str, ms: float) -> None:
         """Note one run of a stage."""
@@ -44,8 +49,16 @@ class Timings:
     def summary(self) -> dict[str, dict[str, float]]:
         """Return `{stage: {p50_ms, p95_ms}}`."""
         with self._lock:
-            stages = {name: np.percentile(ms, [50, 95]) for name, ms in self._ms.items()}
+            copies = {name: list(ms) for name, ms in self._ms.items()}  # sorting would keep the scan waiting
+        stages = {name: np.percentile(ms, [50, 95]) for name, ms in copies.items()}
         return {name: {"p50_ms": round(float(p[0]), 3), "p95_ms": round(float(p[1]), 3)} for name, p in stages.items()}
+
+    def recent(self) -> dict[str, dict[str, float]]:
+        """Return a summary that is at most a second old: it costs a millisecond, and many may ask. For one thread."""
+        now_s = time.monotonic()
+        if now_s - self._recent[0] >= FRESH_S:
+            self._recent = now_s, self.summary()
+        return self._recent[1]
 
 
 class Records:

@@ -155,7 +155,7 @@ class Scanner:
             },
             "disk": {"free_bytes": usage.free, "reserve_bytes": int(self._config.storage.reserve_mb * 1e6)},
             "thermal": self._board.thermal(),
-            "stages": scan.timings.summary() if scan else {},
+            "stages": scan.timings.recent() if scan else {},
             "report": job.report if job else None,
         }
 
