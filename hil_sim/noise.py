@@ -28,23 +28,26 @@ class Noise:
 
 
 class Wire:
-    """The way of replies to the host, with the noise in force."""
+    """The way of replies to the host, with the noise in force; `spoilt` counts the replies that it hurt."""
 
     def __init__(self, seed: int) -> None:
         self.noise = Noise()
         self._dice = random.Random(seed)
+        self.spoilt = 0
         self._under_way: deque[tuple[float, bytes]] = deque()
 
     def put(self, reply: bytes, now_s: float) -> None:
         """Send a reply on its way."""
         noise, dice = self.noise, self._dice
-        if dice.random() < noise.lose:
-            return
         data = bytearray(reply)
-        if data and dice.random() < noise.garble:
+        lost, garbled, cut = (dice.random() < rate for rate in (noise.lose, noise.garble, noise.drop))
+        if garbled and data:
             data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
-        if data and dice.random() < noise.drop:
+        if cut and data:
             del data[dice.randrange(len(data))]
+        self.spoilt += lost or garbled or cut
+        if lost:
+            return
         self._under_way.append((now_s + noise.late_s, bytes(data)))
 
     def due_s(self) -> float:

@@ -131,10 +131,10 @@ class SerialLine:
         """Return the next line, stripped; None when no whole one came in time. Raises as `send`."""
         deadline_s = self._clock.now_s() + timeout_s
         while (at := self._received.find(end)) < 0:
-            left_s = deadline_s - self._clock.now_s()
-            if left_s < 0:
+            had = len(self._received)
+            self._fill(max(0.0, deadline_s - self._clock.now_s()))
+            if len(self._received) == had and self._clock.now_s() >= deadline_s:
                 return None
-            self._fill(left_s)
         taken = bytes(self._received[:at])
         del self._received[: at + len(end)]
         return taken.decode("ascii", "replace").strip()

@@ -109,6 +109,9 @@ class SerialStage(Stage):
     def _halt_packet(self) -> bytes:
         """Return the bytes that halt every axis in whatever state the controller is."""
 
+    def _ping(self) -> None:  # noqa: B027 - only streams need it
+        """Make sure that the next report is not older than this call, where the controller reports by itself."""
+
     def _homed(self, low: Position, high: Position) -> None:
         """Tell the controller its own limits, in its coordinates; called when homing has made them known."""
 
@@ -248,6 +251,7 @@ class SerialStage(Stage):
 
     def _check_unmoved(self) -> None:
         """Refuse to go on when the stage is not where it was left: it was reset, or moved by somebody else."""
+        self._ping()
         for _ in range(3):
             report = self._read()
             if report is None:

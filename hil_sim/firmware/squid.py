@@ -82,7 +82,7 @@ class Squid(Firmware):
                 return
             self._id, self._status = command[0], DONE
             self._obey(command[1], command[2:7], now_s)
-            if self.mechanics.moving(now_s) or self._hopeless or self.faults.stuck_busy:
+            if self.mechanics.moving(now_s) or self._homing or self._hopeless or self.faults.stuck_busy:
                 self._status = WORKING
 
     def hit_limit(self, now_s: float) -> None:

@@ -16,6 +16,8 @@ _WHERE = re.compile(r":A((?: -?\d+(?:\.\d+)?){3})")
 _REFUSED = re.compile(r":N-(\d+)")
 _FATAL = {"2": "no such axis", "4": "a value out of range", "5": "the operation failed", "21": "it was halted"}
 _QUIET_S = 0.05
+_POLL_S = 0.05
+_CLEAR_UM = 1000.0
 
 
 class AsiStage(SerialStage):
@@ -39,15 +41,25 @@ class AsiStage(SerialStage):
         deadline_s = self._clock.now_s() + self._stage.home_timeout_s
         rests = 0
         while rests < 2:
+            self._line.sleep(_POLL_S)
             rests = rests + 1 if self._ask("/") == "N" else 0
             if self._clock.now_s() > deadline_s:
                 raise DeviceError("The ASI controller did not finish homing in time.", "Check the limit switches.")
+        self._demand(_axes("H", self._clear_of_zero(), UNITS_PER_UM))
+
+    def _clear_of_zero(self) -> Position:
+        """Return what to call the reference: zero, where a reset controller believes to be, is then out of bounds."""
+        stage, limits = self._stage, self._limits
+        return Position(
+            stage.x_home_mm * 1000 - limits.x_min_um + _CLEAR_UM,
+            stage.y_home_mm * 1000 - limits.y_min_um + _CLEAR_UM,
+            stage.z_home_um - limits.z_min_um + _CLEAR_UM,
+        )
 
     def _homed(self, low: Position, high: Position) -> None:
         """Set the controller's own limits, in millimetres."""
         for command, at in (("SL", low), ("SU", high)):
-            axes = zip("XYZ", (at.x_um, at.y_um, at.z_um), strict=True)
-            self._demand(command + "".join(f" {axis}={um / 1000:.4f}" for axis, um in axes))
+            self._demand(_axes(command, at, 1e-3, 4))
 
     def _query(self) -> Report | None:
         busy = self._ask("/")
@@ -57,8 +69,7 @@ class AsiStage(SerialStage):
         return Report(busy == "N", Position(*(float(text) / UNITS_PER_UM for text in where[1].split())))
 
     def _send(self, raw: Position) -> None:
-        axes = zip("XYZ", (raw.x_um, raw.y_um, raw.z_um), strict=True)
-        answer = self._ask("M" + "".join(f" {axis}={round(um * UNITS_PER_UM)}" for axis, um in axes))
+        answer = self._ask(_axes("M", raw, UNITS_PER_UM))
         refused = _REFUSED.fullmatch(answer or "")
         if refused and refused[1] in _FATAL:
             raise DeviceError(f"The ASI controller refused a move: {_FATAL[refused[1]]}.", "Check its limits.")
@@ -89,6 +100,12 @@ class AsiStage(SerialStage):
         if answer is None:
             self._line.drain(_QUIET_S)
         return answer
+
+
+def _axes(command: str, at: Position, units_per_um: float, digits: int = 0) -> str:
+    """Return a command with a value for each axis."""
+    values = zip("XYZ", (at.x_um, at.y_um, at.z_um), strict=True)
+    return command + "".join(f" {axis}={um * units_per_um:.{digits}f}" for axis, um in values)
 
 
 def make_stage(config: Config, clock: Clock) -> Stage:

@@ -21,10 +21,11 @@ Z_STEP_UM = 300 / 200 / 16
 
 _MOVE_BY = (0, 1, 2)
 _MOVE_TO = (6, 7, 8)
-_HOME, _SET_LIMIT, _SET_SPEED, _INITIALISE, _RESET = 5, 9, 22, 254, 255
+_HOME, _SET_LIMIT, _SET_SPEED, _HEARTBEAT, _INITIALISE, _RESET = 5, 9, 22, 42, 254, 255
 _AXIS_Z, _AXES_XY = 2, 4
 _LIMIT_CODES = ((0, 1), (2, 3), (4, 5))
 _BUSY, _FAILED = 1, 4
+_ANY = -1
 
 
 def crc8(data: bytes) -> int:
@@ -78,11 +79,11 @@ class SquidStage(SerialStage):
             stage.z_step_um or Z_STEP_UM,
         )
         self._numbers = cycle(range(1, 256))
-        self._number = 0
+        self._number = self._version = _ANY
 
     def _identify(self) -> str:
-        self._number = -1
-        version = self._first_version()
+        self._number, self._version = _ANY, _ANY
+        version = self._version = self._first_version()
         for opcode in (_RESET, _INITIALISE):
             self._command(opcode)
             if self._read() is None:
@@ -102,6 +103,9 @@ class SquidStage(SerialStage):
         for body in ((_AXIS_Z, int(z_down)), (_AXES_XY, int(x_down), int(y_down))):
             self._command(_HOME, *body)
             self._await_done()
+
+    def _ping(self) -> None:
+        self._command(_HEARTBEAT)
 
     def _homed(self, low: Position, high: Position) -> None:
         """Set the controller's own limits; it clamps relative moves to them."""
@@ -171,7 +175,8 @@ class SquidStage(SerialStage):
         return None
 
     def _fits(self, report: bytes) -> bool:
-        mine = self._number in (-1, report[0])
+        """Tell whether bytes are a report to the last command; a shifted window would pass the CRC once in 256."""
+        mine = self._number in (_ANY, report[0]) and self._version in (_ANY, report[22])
         return mine and report[1] <= _FAILED and not any(report[19:22]) and crc8(report) == 0
 
 
