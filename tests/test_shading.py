@@ -14,6 +14,7 @@ from edge_scanner import config as configs
 from edge_scanner.abort import Abort
 from edge_scanner.calibrate import prepare
 from edge_scanner.errors import AbortedError, SourceError
+from edge_scanner.geometry import Position
 from edge_scanner.plan import ScanRegion
 from edge_scanner.scanner.pipeline import Pipeline
 from edge_scanner.scanner.scan import make_plan, run_nested
@@ -199,7 +200,7 @@ def test_a_vignetted_scan_gives_back_the_specimen(tmp_path):
 
 
 def test_threads_and_loops_agree_on_shaded_pixels(tmp_path):
-    config = small_config(tmp_path, "sim.stage_error_um=2")
+    config = small_config(tmp_path, "sim.stage_error_um=2", "sim.blur=false", "focus.mode=off")
     first, second = calibrated_scan(config, tmp_path / "nested"), calibrated_scan(config, tmp_path / "threads")
     run_nested(first)
     Pipeline(second, Abort(), cancelled=lambda: False, on_tile=lambda _: None).run()
@@ -240,6 +241,21 @@ def test_glass_inside_the_region_serves_when_there_is_none_around(tmp_path):
     none = prepared(config, tmp_path / "none", region=(0.2, 0.2, 0.8, 0.5))
     assert none.shading is None
     assert "No clean glass" in noted(tmp_path / "none", "shading")["source"]
+
+
+def test_glass_further_out_serves_when_all_around_is_tissue(tmp_path):
+    coarse = np.random.default_rng(3).integers(60, 200, (60, 80, 3)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "tissue.png"), cv2.resize(coarse, (1600, 1200), interpolation=cv2.INTER_CUBIC))
+    config = small_config(tmp_path, f'sim.slide="{tmp_path}/tissue.png"')
+    rig = homed_rig(config)
+    made = prepared(config, tmp_path / "far", region=(0.6, 0.45, 0.3, 0.3), rig=rig)
+    rig.illumination.on()
+    rig.stage.start_move(Position(-700, -500, 0))
+    rig.stage.wait()
+    raw = rig.camera.snap().pixels
+    rough, even = (cv2.blur(pixels, (24, 24)).astype(int) for pixels in (raw, made.shading.apply(raw)))
+    assert np.ptp(rough) > 20
+    assert np.ptp(even) <= 3
 
 
 def test_switched_off_means_off_and_the_light_goes_out(tmp_path):

@@ -21,7 +21,7 @@ SPREAD = 0.05
 """Share of the field between two frames of the same glass, so that dust does not stay in place."""
 DIMMEST = 0.3
 """Of full scale; even frames below it show the slide's rim, a label or a lamp that is off."""
-MOST_PLACES = 16
+FAR_FIELDS = 6
 
 Place = tuple[float, float]
 
@@ -31,15 +31,19 @@ class NoGlassError(ScannerError):
 
 
 def places(probe: Probe, region: ScanRegion) -> Iterator[Place]:
-    """Yield where glass is likely, stage micrometres: round the region's corners and sides, then inside it."""
+    """Yield where glass is likely, stage micrometres: round the region's corners and sides, inside it, further out."""
     pixel_um = probe.config.optics.pixel_size_um
     width, height = probe.config.camera.width_px * pixel_um, probe.config.camera.height_px * pixel_um
     x0, x1 = region.x_mm * 1000, (region.x_mm + region.width_mm) * 1000
     y0, y1 = region.y_mm * 1000, (region.y_mm + region.height_mm) * 1000
-    xs, ys = (x0 - width, (x0 + x1) / 2, x1 + width), (y0 - height, (y0 + y1) / 2, y1 + height)
-    around = [(x, y) for y in ys for x in xs if (x, y) != (xs[1], ys[1])]
+
+    def ring(fields: float) -> list[Place]:
+        xs = x0 - fields * width, (x0 + x1) / 2, x1 + fields * width
+        ys = y0 - fields * height, (y0 + y1) / 2, y1 + fields * height
+        return [(x, y) for y in ys for x in xs if (x, y) != (xs[1], ys[1])]
+
     inside = [(x0 + a * (x1 - x0), y0 + b * (y1 - y0)) for b in (0.1, 0.5, 0.9) for a in (0.1, 0.5, 0.9)]
-    yield from [place for place in (*around, *inside) if probe.reaches(*place)][:MOST_PLACES]
+    yield from (place for place in (*ring(1), *inside, *ring(FAR_FIELDS)) if probe.reaches(*place))
 
 
 def measure_flat_field(probe: Probe, region: ScanRegion) -> FlatField:
