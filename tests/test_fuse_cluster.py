@@ -5,6 +5,7 @@ import signal
 
 import numpy as np
 import pytest
+import zarr
 from fuse_scenes import cut, grid, listed, picture
 
 from edge_scanner.fuse import fuse
@@ -12,6 +13,7 @@ from edge_scanner.fuse.slide import fuse_slide
 from edge_scanner.fuse.sources import open_source
 from edge_scanner.geometry import Box
 from edge_scanner.seamless import plan, run
+from edge_scanner.seamless.segment import segment
 from edge_scanner.store import SlideStore
 
 distributed = pytest.importorskip("distributed", reason="the extra [distributed] is not installed")
@@ -72,3 +74,20 @@ def test_a_model_may_answer_with_futures(client):
         prefetch=6,
     )
     np.testing.assert_allclose(out, np.sqrt(image), atol=1e-6)
+
+
+def test_labels_are_those_of_this_process(client, tmp_path):
+    pytest.importorskip("onnx", reason="onnx writes the network")
+    pytest.importorskip("onnxruntime", reason="onnxruntime runs it")
+    from seamless_scenes import write_network, write_slide
+
+    slide, model = write_slide(tmp_path / "s.ome.zarr", IMAGE), write_network(tmp_path / "m.onnx")
+    sizes = {"tile_px": 96, "overlap_px": 24}
+    here = segment(slide, model, tmp_path / "here.ome.zarr", **sizes)
+    there = segment(slide, model, tmp_path / "there.ome.zarr", client=client, **sizes)
+    assert here.classes == there.classes
+    a, b = (
+        zarr.open_group(tmp_path / n, mode="r")["labels/segmentation/0"][:] for n in ("here.ome.zarr", "there.ome.zarr")
+    )
+    assert np.array_equal(a, b)
+    assert 0 < a.mean() < 1
