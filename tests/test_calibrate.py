@@ -262,6 +262,18 @@ def test_a_calibration_of_another_objective_or_a_damaged_one_is_refused_and_meas
     assert StageCalibration.load(path, config).axes.exact(1.0) == axes_of(0)
 
 
+def test_the_doctor_names_what_is_wrong_with_the_files(tmp_path, monkeypatch, capsys):
+    small_file(tmp_path)
+    StageCalibration("now", 1.0, 10.0, axes_of(1)).save(tmp_path / "stage.json")
+    monkeypatch.setattr("sys.argv", ["edge-scanner", "check", "--config", str(tmp_path / "rig.toml"), "--json"])
+    assert main() == 1
+    findings = {f["what"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert "There is no flat field" in findings["flat field"]["detail"]
+    assert "magnification was 10" in findings["stage calibration"]["detail"]
+    assert not findings["flat field"]["ok"]
+    assert not findings["stage calibration"]["ok"]
+
+
 def test_a_command_without_a_file_to_write_is_wrong_usage(monkeypatch, capsys):
     for verb, key in (("flat-field", "camera.flat_field"), ("pixel-size", "stage.calibration")):
         code, out, err = run_cli(monkeypatch, capsys, verb)

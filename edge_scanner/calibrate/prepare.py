@@ -73,6 +73,27 @@ def prepare(
     return Prepared(frame_of(plan, axes), shading)
 
 
+def named_flat_field(config: Config) -> FlatField | None:
+    """Return the flat field that `camera.flat_field` names; None where it names none.
+
+    Raises
+    ------
+    SourceError
+        When the file is missing, damaged or for another setting.
+    """
+    if not config.camera.flat_field:
+        return None
+    path = Path(config.camera.flat_field)
+    flat = FlatField.load(path)
+    flat.require(Setting.of(config), path)
+    return flat
+
+
+def named_stage_calibration(config: Config) -> StageCalibration | None:
+    """Return what `stage.calibration` names, likewise."""
+    return StageCalibration.load(Path(config.stage.calibration), config) if config.stage.calibration else None
+
+
 def _flat(probe: Probe, plan: ScanPlan, folder: Path, journal: Journal) -> FlatField | None:
     """Return the flat field, from the scan's folder if it was there already; None to leave frames as they are."""
     if (noted := journal.noted("shading")) is not None:
@@ -89,10 +110,7 @@ def _chosen_flat(probe: Probe, plan: ScanPlan) -> tuple[FlatField | None, str]:
     config = probe.config
     if config.scan.shading == "off":
         return None, "scan.shading is off"
-    if config.camera.flat_field:
-        path = Path(config.camera.flat_field)
-        flat = FlatField.load(path)
-        flat.require(Setting.of(config), path)
+    if (flat := named_flat_field(config)) is not None:
         return flat, f"file, measured {flat.measured}"
     if not config.illumination.brightfield:
         return None, "fluorescence shows no glass to measure on"
@@ -116,10 +134,8 @@ def _chosen_axes(probe: Probe, plan: ScanPlan) -> tuple[StageAxes | None, str]:
     config = probe.config
     if config.stage.matrix == "nominal":
         return None, "stage.matrix is nominal"
-    if config.stage.calibration:
-        calibration = StageCalibration.load(Path(config.stage.calibration), config)
-        if calibration.axes is not None:
-            return calibration.axes, f"file, measured {calibration.measured}"
+    if (calibration := named_stage_calibration(config)) is not None and calibration.axes is not None:
+        return calibration.axes, f"file, measured {calibration.measured}"
     probe.rig.illumination.on()
     try:
         return measure_axes(probe, plan.region)[0], "measured on texture"

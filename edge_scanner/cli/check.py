@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_scanner import config as configs
+from edge_scanner.calibrate import named_flat_field, named_stage_calibration
+from edge_scanner.calibrate.stage_file import StageCalibration
 from edge_scanner.cli.output import EXIT_FAILED, print_json
 from edge_scanner.cli.wheels import Runtime
 from edge_scanner.config import Config
@@ -23,6 +25,7 @@ from edge_scanner.devices.contract import check_camera, check_illumination, chec
 from edge_scanner.devices.rig import build_rig
 from edge_scanner.errors import ScannerError
 from edge_scanner.focus.model import OnnxFocusModel
+from edge_scanner.shading import FlatField
 
 PROBE_BYTES = 32 << 20
 
@@ -45,7 +48,7 @@ def check(
     """Check configuration, devices, execution providers, disk, memory; exit 1 on any failure."""
     settings = configs.load(config, overrides)
     findings = [Finding("configuration", True, str(config or "all defaults"))]
-    for examine in (_storage, _memory, _providers, _open_devices):
+    for examine in (_storage, _memory, _calibration, _providers, _open_devices):
         findings += examine(settings)
     if devices and all(f.ok for f in findings):
         findings += _contracts(settings)
@@ -105,6 +108,14 @@ def _memory(config: Config) -> Iterator[Finding]:
         return f"{needed >> 20} MiB planned of {total >> 20} MiB"
 
     yield _guarded("memory", memory)
+
+
+def _calibration(config: Config) -> Iterator[Finding]:
+    def told(found: FlatField | StageCalibration | None) -> str:
+        return "none named; measured before each scan" if found is None else f"measured {found.measured}"
+
+    yield _guarded("flat field", lambda: told(named_flat_field(config)))
+    yield _guarded("stage calibration", lambda: told(named_stage_calibration(config)))
 
 
 def _providers(config: Config) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from edge_scanner import __version__
 from edge_scanner.board import Board
+from edge_scanner.calibrate import named_flat_field, named_stage_calibration
 from edge_scanner.config import Config
 from edge_scanner.devices.rig import Rig
 from edge_scanner.errors import (
@@ -317,6 +318,8 @@ class Scanner:
                 code="plan.differs",
             )
         plan.check_limits(self._config.stage.limits, self._config.focus.z_start_um)
+        named_flat_field(self._config)
+        named_stage_calibration(self._config)
         self._archive.check_room(plan)
 
     def _new_scan(self, scan_id: str, plan: ScanPlan) -> None:
