@@ -109,7 +109,7 @@ class SerialStage(Stage):
     def _halt_packet(self) -> bytes:
         """Return the bytes that halt every axis in whatever state the controller is."""
 
-    def _ping(self) -> None:  # noqa: B027 - only streams need it
+    def _ping(self) -> None:
         """Make sure that the next report is not older than this call, where the controller reports by itself."""
 
     def _homed(self, low: Position, high: Position) -> None:

@@ -154,7 +154,7 @@ class SquidStage(SerialStage):
         """Return the firmware's version once two reports in a row agree on it."""
         self._line.clear()
         before = None
-        for _ in range(20):
+        for _ in range(6):
             report = self._next_report()
             if report is not None and report[22] == before:
                 return report[22]
