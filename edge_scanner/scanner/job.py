@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from edge_scanner.devices.rig import Rig
 from edge_scanner.errors import AbortedError, ScannerError
 from edge_scanner.journal import Journal
 from edge_scanner.plan import ScanPlan
-from edge_scanner.report import ScanReport, write_report
-from edge_scanner.report.report import Run, save
+from edge_scanner.report import ScanReport
 from edge_scanner.scanner.archive import Archive
 from edge_scanner.scanner.child import ExportChild
+from edge_scanner.scanner.ending import conclude, measure
 from edge_scanner.scanner.engine import LONGEST_S, FocusEngine
 from edge_scanner.scanner.machine import Machine, Publish
 from edge_scanner.scanner.pipeline import Pipeline
@@ -36,7 +36,6 @@ WHOLE_SLIDE_PX_S = 2e6
 """A pass over the whole mosaic may take so long: a constant, and so many pixels a second."""
 ROOM_S = 1.0
 """How often a scan that waits for room looks whether there is some."""
-PATHS = {"store": "slide.ome.zarr", "tiff": "slide.ome.tif", "report": "report.json", "thumbnail": "thumbnail.png"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,21 +185,7 @@ class ScanJob:
 
     def _measure(self, scan: Scan, pipeline: Pipeline, outcome: Outcome, scan_s: float) -> ScanReport:
         self._context.pulse.step(self._whole_slide_s(scan))
-        summary = scan.registrar.summary()
-        run = Run(
-            scan_id=self.scan_id,
-            outcome=outcome.value,
-            wall_s=self.wall_s,
-            scan_s=scan_s,
-            stall_s=pipeline.tiles.stall_s,
-            buffer_high_bytes=pipeline.tiles.high_water_bytes,
-            coverage=scan.mosaic.coverage,
-            residual_px=(summary.residual_px_p50, summary.residual_px_p95),
-        )
-        records = scan.records.all()
-        return write_report(
-            self.folder, run, self._context.config, scan.plan, scan.frame, scan.store, records, scan.timings
-        )
+        return measure(scan, pipeline.tiles, outcome, wall_s=self.wall_s, scan_s=scan_s)
 
     def _export(self, outcome: Outcome) -> Outcome:
         self._context.machine.advance(State.EXPORTING)
@@ -208,14 +193,8 @@ class ScanJob:
         return outcome if self._context.export.run(self.folder) else Outcome.CANCELLED
 
     def _conclude(self, scan: Scan, report: ScanReport, outcome: Outcome) -> None:
-        paths = {name: path if (self.folder / path).exists() else None for name, path in PATHS.items()}
-        paths["report"] = PATHS["report"]
-        report = replace(report, outcome=outcome.value, paths=paths, wall_s=round(self.wall_s, 3))
-        save(self.folder, report)
-        root = self.folder.resolve()
-        absolute = {name: str(root / path) if path else None for name, path in paths.items()}
-        self.report = {**asdict(report), "paths": absolute}
-        self._end(scan, outcome)
+        self.report = asdict(conclude(scan, report, outcome, self.wall_s))
+        self._context.machine.end_scan(outcome)
 
     def _end(self, scan: Scan, outcome: Outcome) -> None:
         scan.journal.note("outcome", outcome.value)
