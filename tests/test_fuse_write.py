@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from edge_scanner.cli.app import build
 from edge_scanner.errors import AbortedError, SourceError, UsageError
-from edge_scanner.fuse.fusion import prepare
+from edge_scanner.fuse.lazy import prepare
 from edge_scanner.fuse.slide import fuse_slide
 from edge_scanner.fuse.sources import open_source
 from edge_scanner.fuse.write import pieces

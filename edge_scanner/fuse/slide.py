@@ -16,8 +16,9 @@ import numpy as np
 from edge_scanner import __version__
 from edge_scanner.errors import StoreError, UsageError
 from edge_scanner.fuse.align import Alignment, align
-from edge_scanner.fuse.fusion import FEATHER_PX, Fusion, Look, prepare
+from edge_scanner.fuse.fusion import FEATHER_PX, Fusion, Look
 from edge_scanner.fuse.layout import layout_svg, positions_csv, replace_text
+from edge_scanner.fuse.lazy import prepare
 from edge_scanner.fuse.sources import TileSet
 from edge_scanner.fuse.tiles import TileFile, TileReader, common_shape
 from edge_scanner.fuse.write import write

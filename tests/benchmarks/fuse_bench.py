@@ -63,7 +63,7 @@ def make_turned(folder: Path, image: str | None) -> None:
 
 
 def ours(folder: Path) -> dict[str, float]:
-    from edge_scanner.fuse.fusion import as_dask, prepare
+    from edge_scanner.fuse.lazy import as_dask, prepare
 
     base = peak_rss_mib()
     made = prepare([folder / f"{k:02d}.tif" for k in range(SIDE * SIDE)], matrices())
