@@ -217,7 +217,10 @@ class Correction:
     """
 
     def __init__(self, gain: NDArray[Any], dark: Sequence[float]) -> None:
-        self._gain = (np.rint(gain / GAIN_STEP) * GAIN_STEP).astype(np.float32)
+        self._gain = np.array(gain, np.float32)
+        self._gain /= GAIN_STEP
+        np.rint(self._gain, out=self._gain)
+        self._gain *= GAIN_STEP
         self._dark = (*dark, 0.0, 0.0, 0.0)[:4] if any(dark) else None
 
     def apply(self, pixels: Pixels) -> Pixels:
@@ -251,7 +254,7 @@ def correction(flat: FlatField, *, balance: bool) -> Correction | None:
         level[:] = level.max()
     np.divide((level / glass).astype(np.float32), field, out=field)
     dark = [value if value >= INDISTINGUISHABLE / 2 * full else 0.0 for value in flat.dark]
-    if not any(dark) and float(np.abs(field - 1).max()) < INDISTINGUISHABLE:
+    if not any(dark) and max(field.max() - 1, 1 - field.min()) < INDISTINGUISHABLE:
         return None
     return Correction(field, dark)
 
