@@ -6,10 +6,14 @@ import os
 import pickle
 import random
 import signal
+import socket
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from scan_rig import levels_of, new_scan, small_config
@@ -133,7 +137,7 @@ def test_what_does_not_fit_is_refused_and_nothing_else_is_touched(tmp_path, conf
     assert collector.report.holes == []
 
 
-def test_a_producer_that_dies_in_the_middle_of_a_tile_gives_its_target_back(tmp_path, config):
+def test_a_producer_that_dies_in_the_middle_of_a_tile_gives_its_target_back_and_strangers_do_no_harm(tmp_path, config):
     with push.collect(tmp_path / "scan", PLAN, config=config) as collector:
         dying = collector.feed()
         connection = dying._connected()
@@ -143,6 +147,10 @@ def test_a_producer_that_dies_in_the_middle_of_a_tile_gives_its_target_back(tmp_
         with pytest.raises(UsageError, match="before"):
             collector.feed().push(0, picture(0))
         dying.close()
+        for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\2{}", b"\0\0\0\2[]", b"\0\0\0\1{", b"\0"):
+            with socket.socket(socket.AF_UNIX) as stranger:
+                stranger.connect(collector._build.inbox.address)
+                stranger.sendall(nonsense)
         feed = collector.feed()
         for target in PLAN:
             feed.push(target.index, picture(target.index))
@@ -229,3 +237,12 @@ def test_an_exception_in_the_statement_leaves_a_scan_that_can_be_gone_on_with(tm
         for target in PLAN:
             collector.feed().push(target.index, picture(target.index))
     assert same(levels_of(folder), levels_of(tmp_path / "whole"))
+
+
+def test_the_example_runs(tmp_path):
+    example = Path(__file__).parents[1] / "deploy" / "examples" / "push_tiles.py"
+    cv2.imwrite(str(tmp_path / "in.png"), np.random.default_rng(1).integers(0, 255, (1100, 1300, 3), np.uint8))
+    run = [sys.executable, str(example), str(tmp_path / "in.png"), str(tmp_path / "scan")]
+    told = subprocess.run(run, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert told.startswith("4 tiles, 0 holes, 4 placed by their pictures")
+    assert (tmp_path / "scan" / "slide.ome.tif").exists()
