@@ -21,7 +21,7 @@ def scanned(request, tmp_path_factory):
         "mosaic.chunk_px=256",
         f"mosaic.placement={request.param}",
     )  # fmt: skip
-    plan = make_plan(config, ScanRegion(0.0, 0.0, 0.8, 0.6))
+    plan = make_plan(config, ScanRegion(0.0, 0.0, 0.6, 0.5))
     folder = Archive(config).create("kept", plan, "2026-01-01T00:00:00Z")
     scan = Scan(config, homed_rig(config), plan, folder, scan_id="kept")
     run_nested(scan)
@@ -32,7 +32,7 @@ def scanned(request, tmp_path_factory):
 def test_fusing_a_kept_scan_gives_its_mosaic_again(scanned, tmp_path):
     report = fuse_slide(open_source(scanned), tmp_path / "slide.ome.zarr")
     online, again = levels_of(scanned), levels_of(tmp_path)
-    assert report.tiles > 9
+    assert report.tiles == 9
     assert len(online) == len(again) > 1
     assert online[0].std() > 5, "an empty picture would prove nothing"
     for a, b in zip(online, again, strict=True):

@@ -40,7 +40,7 @@ def cut_images(draw):
     return image, (th, tw), places, draw(st.integers(1, 100)), draw(st.sampled_from(BLENDS))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(cut_images())
 def test_whole_pixel_shifts_are_exact(case):
     image, (th, tw), places, chunk, blend = case
@@ -64,7 +64,7 @@ def test_whole_pixel_shifts_are_exact(case):
         np.testing.assert_array_equal(got, expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.floats(0, 360), st.floats(0.5, 2), st.integers(1, 60), st.sampled_from(BLENDS),
     st.sampled_from([np.uint8, np.uint16, np.float32]), st.sampled_from([None, 3]), st.integers(7, 200),

@@ -17,14 +17,14 @@ from edge_scanner.fuse.write import pieces
 from edge_scanner.geometry import Box
 from edge_scanner.store import SlideStore
 
-IMAGE = picture(500, 420)
-PLACES = grid(500, 420, 120, 100)
+IMAGE = picture(300, 260)
+PLACES = grid(300, 260, 60, 50)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiles")
-    listed(folder, cut(folder, IMAGE, PLACES, 120), PLACES)
+    listed(folder, cut(folder, IMAGE, PLACES, 60), PLACES)
     return folder
 
 
@@ -117,7 +117,7 @@ def test_an_existing_output_stays(source, tmp_path):
 
 
 def test_a_listing_beside_the_output_is_not_replaced(tmp_path):
-    names = cut(tmp_path, IMAGE, PLACES, 120)
+    names = cut(tmp_path, IMAGE, PLACES, 60)
     listed(tmp_path, names, PLACES)
     (tmp_path / "tiles.csv").rename(tmp_path / "positions.csv")
     with pytest.raises(UsageError, match="would be replaced"):
@@ -166,7 +166,7 @@ def test_wrong_words_leave_nothing(source, tmp_path, words):
 
 
 def test_a_missing_tile_leaves_nothing(tmp_path):
-    names = cut(tmp_path / "t", IMAGE, PLACES, 120)
+    names = cut(tmp_path / "t", IMAGE, PLACES, 60)
     listed(tmp_path / "t", names, PLACES)
     (tmp_path / "t" / names[5]).unlink()
     done = command("fuse", tmp_path / "t", tmp_path / "o" / "o.ome.zarr")
@@ -176,7 +176,7 @@ def test_a_missing_tile_leaves_nothing(tmp_path):
 
 
 def test_a_damaged_tile_leaves_nothing_half_written(tmp_path):
-    names = cut(tmp_path / "t", IMAGE, PLACES, 120)
+    names = cut(tmp_path / "t", IMAGE, PLACES, 60)
     listed(tmp_path / "t", names, PLACES)
     data = (tmp_path / "t" / names[5]).read_bytes()
     (tmp_path / "t" / names[5]).write_bytes(data[: len(data) // 2])
