@@ -111,10 +111,13 @@ trap - EXIT
 systemctl daemon-reload
 systemctl --quiet enable edge-scanner.service
 if [ -n "$START" ]; then
+    systemctl reset-failed edge-scanner.service 2>/dev/null || true
     if ! systemctl restart edge-scanner.service; then
         if [ -n "$PREVIOUS" ] && [ -d "$PREVIOUS" ]; then
             ln -sfn "$PREVIOUS" "$HOME_DIR/current.new" && mv -T "$HOME_DIR/current.new" "$HOME_DIR/current"
+            systemctl reset-failed edge-scanner.service 2>/dev/null || true
             systemctl restart edge-scanner.service || true
+            rm -rf "$RELEASE"
             fail "$VERSION did not start; the previous release is back. See journalctl -u edge-scanner."
         fi
         fail "$VERSION did not start. See journalctl -u edge-scanner, and edge-scanner check --config $CONFIG/config.toml."

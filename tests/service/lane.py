@@ -34,6 +34,16 @@ LARGE = "--x-mm 0 --y-mm 0 --width-mm 4 --height-mm 3"
 SMALL = {"width_px": 612, "height_px": 512, "pixel_size_um": 1.0}
 SLOW = "--set sim.clock=real --set stage.speed_mm_s=5"
 
+DEADEN = """
+import sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as old, zipfile.ZipFile(sys.argv[2], "w") as new:
+    for name in old.namelist():
+        data = old.read(name).replace(b"0.99.0", b"0.99.1")
+        data = data.replace(b"    limit_native_threads()", b"    raise SystemExit(1)", 1)
+        new.writestr(name.replace("0.99.0", "0.99.1"), data)
+"""
+"""Makes a wheel of a version whose daemon ends at once."""
+
 
 class Rig:
     """A base root and two wheelhouses (this version, the next one), made once."""
@@ -331,6 +341,15 @@ class Lane:
         check(self._box.ctl("hello --json")["version"] == "0.99.0", "not the previous one")
         return f"exit {code}; the previous release goes on"
 
+    def dead_upgrade(self) -> str:
+        self._box.sh(
+            "rm -rf /tmp/dead && cp -r /next /tmp/dead && rm /tmp/dead/edge_scanner-0.1* && "
+            f"python3 -c '{DEADEN}' /next/edge_scanner-0.99*.whl /tmp/dead/edge_scanner-0.99.1-py3-none-any.whl"
+        )
+        code, said = self._box.sh("/src/deploy/install.sh --wheelhouse /tmp/dead", check=False)
+        check(code != 0 and "previous release is back" in said, said)
+        return f"exit {code}, previous release back: {self._box.ctl('hello --json')['version']}"
+
     def uninstall(self) -> str:
         self._box.sh("/src/deploy/install.sh --uninstall")
         left = self._box.sh("ls -d /etc/edge-scanner /var/lib/edge-scanner /opt/edge-scanner 2>/dev/null", check=False)[
@@ -349,7 +368,7 @@ STEPS = (
     ("start waits for READY", "ready"), ("socket modes", "sockets"), ("scan by a user of the group", "scan"),
     ("CURVE over TCP", "curve"), ("a thread hangs", "hang"), ("kill -9 in mid-scan", "killed"),
     ("resume", "resume"), ("stop", "stop"), ("wrong configuration", "usage"), ("start limit", "start_limit"),
-    ("upgrade", "upgrade"), ("upgrade that cannot be installed", "broken_upgrade"), ("uninstall", "uninstall"),
+    ("upgrade", "upgrade"), ("upgrade that cannot be installed", "broken_upgrade"), ("upgrade that does not start", "dead_upgrade"), ("uninstall", "uninstall"),
 )  # fmt: skip
 
 
