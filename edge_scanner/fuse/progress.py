@@ -90,10 +90,10 @@ class Progress:
         with np.load(self._folder / f"{number}.npz", allow_pickle=False) as arrays:
             return [_chunk(name, pixels) for name, pixels in arrays.items()]
 
-    def drop_unless_begun(self) -> None:
-        """Remove the partial store if no piece of it is finished: there is nothing to go on with."""
-        if not any(self._folder.glob("*.json")):
-            shutil.rmtree(self._folder.parent, ignore_errors=True)
+    @property
+    def begun(self) -> bool:
+        """Whether any piece is finished, so that there is something to go on with."""
+        return any(self._folder.glob("*.json"))
 
     def forget(self) -> None:
         """Remove the notes: the work is done."""

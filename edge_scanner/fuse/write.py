@@ -87,7 +87,7 @@ def write(
 ) -> Written:
     """Fuse into a new store. It grows under `OUT.partial`; a second run of the same work goes on where the first ended.
 
-    Nothing stays of a run that failed before its first piece was done.
+    Nothing stays of a run that failed before its first piece was done, or by its tiles.
 
     Memory bound: the reader's tiles, a chunk row of one piece, and the unfinished chunks of the pyramid.
 
@@ -137,8 +137,9 @@ def write(
                 raise AbortedError("The fusion was cancelled.", "The same command goes on with it.")
             writer.work(number, piece)
             progress((number + 1) / len(todo))
-    except BaseException:
-        known.drop_unless_begun()
+    except BaseException as error:
+        if isinstance(error, SourceError) or not known.begun:
+            shutil.rmtree(partial, ignore_errors=True)
         raise
     finally:
         store.close()
