@@ -65,6 +65,16 @@ BAD = [
     ("bad_request", {"v": 1, "id": "x" * 129, "cmd": "status"}),
     ("bad_request", {"v": 1, "id": "no cmd"}),
     ("bad_request", {"v": 1, "id": "cmd no text", "cmd": 3}),
+    ("bad_request", {"v": 1, "id": "cmd a list", "cmd": ["home"]}),
+    ("bad_request", {"v": 1, "id": "cmd an object", "cmd": {}}),
+    *(
+        (
+            "bad_request",
+            b'{"v":1,"id":"deep %d","cmd":"scan","args":{"plan":' % n + b'{"a":' * n + b"1" + b"}" * n + b"}}",
+        )
+        for n in (40, 400, *range(900, 1000, 7))
+    ),
+    *(("bad_request", b'{"v":1,"cmd":' + b"[" * n + b"]" * n + b"}") for n in (40, *range(900, 1000, 7))),
     ("version", {**request("status"), "v": 2}),
     ("version", {**request("status"), "v": True}),
     ("version", {**request("status"), "v": 1.0}),

@@ -43,6 +43,8 @@ ACTIONS = LEASED | {"pause", "cancel", "stop", "lease.release"}
 ID_LENGTH = 128
 MAX_MM = 1e6
 """Beyond it a length is refused before the stage's limits are asked, so that no sum of lengths can overflow."""
+DEPTH = 32
+"""Nested deeper, a request is refused: whoever reads, shows or logs it must not run out of stack."""
 _SHOWN = 60
 
 Name = Annotated[str, Field(min_length=1, max_length=64)]
@@ -141,8 +143,8 @@ def read(body: bytes) -> dict[str, Any]:
     Raises
     ------
     ScannerError
-        With code `bad_request`: not UTF-8, not JSON, half a surrogate pair, a key twice, NaN or Infinity, or not an
-        object.
+        With code `bad_request`: not UTF-8, not JSON, half a surrogate pair, a key twice, NaN or Infinity, nested too
+        deep, or not an object.
     """
     try:
         raw = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -152,6 +154,8 @@ def read(body: bytes) -> dict[str, Any]:
         raise ScannerError(f"The request is not valid JSON ({_short(str(error))}).", code="bad_request") from error
     if not isinstance(raw, dict):
         raise ScannerError("The request is not a JSON object.", code="bad_request")
+    if _is_deep(raw):
+        raise ScannerError(f"The request is nested more than {DEPTH} deep.", code="bad_request")
     return raw
 
 
@@ -225,6 +229,14 @@ def _plan(raw: dict[str, Any]) -> ScanPlan:
         return plan
     except (TypeError, ValueError, OverflowError) as error:
         raise ScannerError(f"The plan holds what it must not ({_short(str(error))}).", code="bad_argument") from error
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(DEPTH):
+        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        level = [child for children in inner for child in children]
+    return bool(level)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

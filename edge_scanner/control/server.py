@@ -229,7 +229,7 @@ class ControlServer:
         if first := self._actions.get(request_id) or self._others.get(request_id):
             return first
         reply = self._carry_out(raw, request_id, client)
-        action = raw.get("cmd") in messages.ACTIONS
+        action = str(raw.get("cmd")) in messages.ACTIONS  # it may be anything
         (self._actions if action else self._others).put(request_id, reply)
         return reply
 

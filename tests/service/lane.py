@@ -364,12 +364,24 @@ class Lane:
 
 
 STEPS = (
-    ("install on a bare root, from wheels", "install"), ("install again", "again"), ("exposure", "exposure"),
-    ("start waits for READY", "ready"), ("socket modes", "sockets"), ("scan by a user of the group", "scan"),
-    ("CURVE over TCP", "curve"), ("a thread hangs", "hang"), ("kill -9 in mid-scan", "killed"),
-    ("resume", "resume"), ("stop", "stop"), ("wrong configuration", "usage"), ("start limit", "start_limit"),
-    ("upgrade", "upgrade"), ("upgrade that cannot be installed", "broken_upgrade"), ("upgrade that does not start", "dead_upgrade"), ("uninstall", "uninstall"),
-)  # fmt: skip
+    ("install on a bare root, from wheels", "install"),
+    ("install again", "again"),
+    ("exposure", "exposure"),
+    ("start waits for READY", "ready"),
+    ("socket modes", "sockets"),
+    ("scan by a user of the group", "scan"),
+    ("CURVE over TCP", "curve"),
+    ("a thread hangs", "hang"),
+    ("kill -9 in mid-scan", "killed"),
+    ("resume", "resume"),
+    ("stop", "stop"),
+    ("wrong configuration", "usage"),
+    ("start limit", "start_limit"),
+    ("upgrade", "upgrade"),
+    ("upgrade that cannot be installed", "broken_upgrade"),
+    ("upgrade that does not start", "dead_upgrade"),
+    ("uninstall", "uninstall"),
+)
 
 
 def main() -> int:
