@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: demo test lint bench survive service service-test clean
+.PHONY: demo test lint bench survive service service-test fuzz powercut clean
 
 demo: $(VENV)/.demo
 	$(BIN)/edge-scanner demo --out out
@@ -24,9 +24,15 @@ bench: $(VENV)/.test
 survive: $(VENV)/.test
 	$(BIN)/python tests/survive.py --kills 200 --record tests/records/survive.txt
 
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/service/fuzz.py --record tests/records/fuzz.md
+
 # Needs root, systemd-container and mmdebstrap.
 service service-test: $(VENV)/.test
 	$(BIN)/python tests/service/lane.py --record tests/records/service.md
+
+powercut: $(VENV)/.test
+	$(BIN)/python tests/powercut/powercut.py --record tests/records/powercut.md
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
