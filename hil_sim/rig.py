@@ -28,8 +28,10 @@ class StageRig(BaseModel):
     speed_um_s, acceleration_um_s2 : float
     backlash_um : float
         Play in x and y.
+    start_um : (x, y, z), optional
+        Where it stands at power-on; somewhere by the seed when omitted.
     seed : int
-        Of where it stands at power-on, and of the noise.
+        Of the start, and of the noise.
     clock : float
         How many times faster than real its clock runs.
     firmware : dict
@@ -44,6 +46,7 @@ class StageRig(BaseModel):
     speed_um_s: Positive = 25_000.0
     acceleration_um_s2: Positive = 500_000.0
     backlash_um: float = Field(0.0, ge=0)
+    start_um: Triple | None = None
     seed: int = 1
     clock: Positive = 1.0
     firmware: dict[str, float] = {}
@@ -52,8 +55,11 @@ class StageRig(BaseModel):
         """Return the controller on its mechanics, not booted."""
         dice = random.Random(self.seed)
         axes = []
-        for low, high, play in zip(self.low_um, self.high_um, (self.backlash_um, self.backlash_um, 0.0), strict=True):
-            start = low + (high - low) * dice.uniform(0.2, 0.6)
+        ends = zip(self.low_um, self.high_um, strict=True)
+        somewhere = tuple(low + (high - low) * dice.uniform(0.2, 0.6) for low, high in ends)
+        plays = (self.backlash_um, self.backlash_um, 0.0)
+        starts = self.start_um or somewhere
+        for low, high, start, play in zip(self.low_um, self.high_um, starts, plays, strict=True):
             axes.append(Axis(self.speed_um_s, self.acceleration_um_s2, low, high, start, play))
         module = importlib.import_module(f"hil_sim.firmware.{self.protocol}")
         made: Firmware = module.CONTROLLER(Mechanics(axes), send, **self.firmware)

@@ -7,21 +7,28 @@ from types import SimpleNamespace
 
 from edge_scanner import config as configs
 from edge_scanner.devices.clock import VirtualClock
-from edge_scanner.devices.drivers import asi, grbl, squid
+from edge_scanner.devices.drivers import asi, grbl, prior, sangaboard, squid
 from edge_scanner.devices.serial_line import SerialLine
 from hil_sim.noise import Wire
 from hil_sim.rig import StageRig
 
-DRIVERS = {"grbl": grbl.GrblStage, "squid": squid.SquidStage, "asi": asi.AsiStage}
+DRIVERS = {
+    "grbl": grbl.GrblStage,
+    "squid": squid.SquidStage,
+    "asi": asi.AsiStage,
+    "sangaboard": sangaboard.SangaboardStage,
+    "prior": prior.PriorStage,
+}
 STEP_S = 0.005
-RIG = {"low_um": (-2000, -2000, -300), "high_um": (12000, 12000, 300)}
+RIG = {"low_um": (-2000, -2000, -300), "high_um": (12000, 12000, 300), "start_um": (3000, 2000, 0)}
 SWITCH_HOME = ("stage.x_home_mm=-2", "stage.y_home_mm=-2", "stage.z_home_um=-300")
 PULLED_OFF = ("stage.x_home_mm=-1", "stage.y_home_mm=-1", "stage.z_home_um=-240")
+MIDDLE = ("stage.x_home_mm=3", "stage.y_home_mm=2", "stage.z_home_um=0")
 LIMITS = ("stage.x_min_mm=-2", "stage.x_max_mm=11", "stage.y_min_mm=-2", "stage.y_max_mm=11", "stage.z_max_um=290")
 
 
 def stage_config(protocol: str, *more: str):
-    home = PULLED_OFF if protocol == "grbl" else SWITCH_HOME
+    home = {"grbl": PULLED_OFF, "sangaboard": MIDDLE}.get(protocol, SWITCH_HOME)
     lowest = ("stage.x_min_mm=-1.5", "stage.y_min_mm=-1.5", "stage.z_min_um=-270") if protocol == "grbl" else ()
     given = (f"stage.driver={protocol}", "stage.z_scale=10", "stage.timeout_s=2", "stage.home_timeout_s=20")
     return configs.load(None, (*given, *LIMITS, *lowest, *home, *more))

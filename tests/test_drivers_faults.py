@@ -13,7 +13,12 @@ from edge_scanner.geometry import Position
 
 FAR = Position(5000.0, 4000.0, 20.0)
 PROTOCOLS = sorted(DRIVERS)
+SWITCHED = sorted(set(DRIVERS) - {"sangaboard"})
+"""The sangaboard homes to where it stands, so homing cannot bring it back."""
+ABSOLUTE = [name for name in PROTOCOLS if DRIVERS[name].absolute]
 each_protocol = pytest.mark.parametrize("protocol", PROTOCOLS)
+each_switched = pytest.mark.parametrize("protocol", SWITCHED)
+each_absolute = pytest.mark.parametrize("protocol", ABSOLUTE)
 
 
 def homed(protocol, **how):
@@ -61,7 +66,7 @@ def test_arrives_where_it_is_sent(protocol):
         assert not rig.stage.busy()
 
 
-@each_protocol
+@each_switched
 def test_a_reset_in_motion_is_a_fault_and_homing_recovers(protocol):
     for seconds in (0.0, 0.005, 0.02, 0.1, 0.15):
         rig = homed(protocol)
@@ -140,7 +145,7 @@ def test_late_replies_only_delay(protocol):
     assert off_um(rig, FAR) < 0.6
 
 
-@each_protocol
+@each_absolute
 def test_a_lost_command_is_sent_again(protocol):
     rig = homed(protocol)
     receive, lost = rig.firmware.receive, []
@@ -158,13 +163,32 @@ def test_a_lost_command_is_sent_again(protocol):
     assert off_um(rig, FAR) < 0.6
 
 
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name not in ABSOLUTE])
+def test_a_relative_move_is_never_sent_twice(protocol):
+    """Whether the command was lost, or its reply, or the position cannot be read: one command for one target."""
+    for share in (0.0, 0.3, 1.0):
+        for _ in range(20):
+            rig = homed(protocol, seed=_)
+            sent = len(rig.port.sent)
+            rig.port.wire.noise.lose = share
+            if share == 0.0:
+                receive = rig.firmware.receive
+                moves = (b"mr", b"U", b"D", b"G")
+                rig.firmware.receive = lambda d, t, r=receive, m=moves: None if d.startswith(m) else r(d, t)
+            try:
+                go(rig, FAR if protocol == "prior" else Position(6000.0, 5000.0, 10.0))
+            except DeviceError:
+                assert rig.stage.position() is None
+            assert sum(p.startswith((b"mr", b"U", b"D")) for p in rig.port.sent[sent:]) <= 1
+
+
 @each_protocol
 def test_a_stage_that_ends_elsewhere_is_not_pushed_on(protocol):
     """What a joystick or a stall looks like: at rest, neither where it was nor where it should be."""
     rig = homed(protocol)
     after(0.12, rig, lambda: rig.firmware.mechanics.brake(rig.clock.now_s()))
     with pytest.raises(DeviceError, match="elsewhere"):
-        go(rig, FAR)
+        go(rig, Position(9000.0, 9000.0, 100.0))
 
 
 @each_protocol
@@ -185,7 +209,7 @@ def test_nothing_is_sent_beyond_the_limits(protocol, at):
 RIGS = {}
 
 
-@each_protocol
+@each_switched
 @pytest.mark.parametrize("during", ["home", "move"])
 def test_nothing_follows_a_stop(protocol, during):
     dice = random.Random(protocol + during)
@@ -259,7 +283,7 @@ def storm(protocol, seed, moves):
     return faults + rig.port.wire.spoilt, done
 
 
-@each_protocol
+@each_switched
 def test_a_storm_of_faults(protocol):
     faults, done = storm(protocol, 1, 150)
     assert faults > 200

@@ -84,6 +84,7 @@ class SerialStage(Stage):
         self._opened = self._known = False
         self._identity = ""
         self._offset = Position(0.0, 0.0, 0.0)
+        self._here = Position(0.0, 0.0, 0.0)
         self._last: Position | None = None
         self._target: Position | None = None
 
@@ -103,7 +104,10 @@ class SerialStage(Stage):
 
     @abstractmethod
     def _send(self, raw: Position) -> None:
-        """Send a target in the controller's coordinates; returns without waiting for the end of the move."""
+        """Send a target in the controller's coordinates; returns without waiting for the end of the move.
+
+        Where only relative moves exist: the difference to `_here`, which was read just before.
+        """
 
     @abstractmethod
     def _halt_packet(self) -> bytes:
@@ -257,6 +261,7 @@ class SerialStage(Stage):
             if report is None:
                 raise DeviceError("The stage's controller does not answer.", "Check cable and power, then home.")
             if self._last is not None and self._is_near(report.at, self._to_raw(self._last)):
+                self._here = report.at
                 return
         raise DeviceError("The stage is not where it was left.", "Check for a reset or a joystick, then home.")
 

@@ -38,11 +38,13 @@ def measure(protocol: str, instants: int, folder: Path) -> tuple[list[float], fl
         client = daemon.start()
         for _ in range(instants):
             client.home()
-            homing = dice.random() < 0.1
-            if not homing:
+            during = dice.choices(("HOMING", "PREPARING", "SCANNING"), (1, 2, 7))[0]
+            if during != "HOMING":
                 until(client, "IDLE")
                 client.scan(**REGION)
-            time.sleep(dice.uniform(0.0, 0.3 if homing else 0.8))
+            if during == "SCANNING":
+                until(client, "SCANNING", "FAULT")
+            time.sleep(dice.uniform(0.0, 0.3 if during == "HOMING" else 0.8))
             asked_s = time.monotonic()
             client.stop()
             heard = stage.ask("heard")["halt_t"]
