@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_scanner.config import Config
 from edge_scanner.geometry import Box, MosaicFrame
-from edge_scanner.mosaic.kernel import place
+from edge_scanner.mosaic.kernel import Source, place, resampled
 from edge_scanner.plan import ScanPlan
 from edge_scanner.record import TileRecord, Timings
 from edge_scanner.report.page import write_page
@@ -23,6 +23,9 @@ from edge_scanner.report.quality import Quality, measure
 from edge_scanner.sim.specimen import open_specimen
 from edge_scanner.store import SlideStore
 from edge_scanner.tile import Pixels, Verdict
+
+AROUND_PX = 1 << 20
+"""Glass around the specimen that its comparison with the mosaic may reach into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,27 +192,39 @@ def _quality(
     size = (plan.tile_height_px, plan.tile_width_px)
     boxes = [place(r.placed.y_px, r.placed.x_px, *size, cubic=False)[0] for r in placed if r.placed]
     full_scale = float(np.iinfo(store.dtype).max)
-    return measure(store, frame.canvas, boxes, _truth(config, frame), full_scale)
+    offset = _offset_px(plan, frame, placed)
+    return measure(store, frame.canvas, boxes, _truth(config, frame, offset), full_scale)
 
 
-def _truth(config: Config, frame: MosaicFrame) -> Callable[[Box], Pixels] | None:
+def _offset_px(plan: ScanPlan, frame: MosaicFrame, placed: list[TileRecord]) -> tuple[float, float]:
+    """Return (y, x), how far the whole mosaic lies from the specimen: no scanner can know it from its images."""
+    errors = [
+        (r.placed.y_px - true[0], r.placed.x_px - true[1])
+        for r in placed
+        if r.placed and r.tile.truth
+        for true in [frame.tile_corner(r.tile.truth.x_um, r.tile.truth.y_um, plan.tile_height_px, plan.tile_width_px)]
+    ]
+    y, x = np.median(errors, axis=0) if errors else (0.0, 0.0)
+    return float(y), float(x)
+
+
+def _truth(config: Config, frame: MosaicFrame, offset: tuple[float, float]) -> Callable[[Box], Pixels] | None:
     """Return how to read the specimen on the mosaic's lattice; None where it is not known or not comparable."""
     sim, camera = config.sim, config.camera
-    comparable = (
-        (camera.channels, camera.bits) == (3, 8) and not sim.mirror and sim.rotation_deg == sim.scale_error == 0
-    )
+    straight = not sim.mirror and sim.rotation_deg == sim.scale_error == 0
+    comparable = (camera.channels, camera.bits) == (3, 8) and straight
     if camera.driver != "sim" or not comparable or not config.illumination.brightfield:
         return None
-    y, x = frame.origin_y_um / frame.pixel_size_um, frame.origin_x_um / frame.pixel_size_um
-    top, left = round(y), round(x)
-    if max(abs(y - top), abs(x - left)) > 1e-3:
-        return None
     specimen = open_specimen(sim, frame.pixel_size_um)
+    y = offset[0] - frame.origin_y_um / frame.pixel_size_um
+    x = offset[1] - frame.origin_x_um / frame.pixel_size_um
+    box, shift = place(y - AROUND_PX, x - AROUND_PX, 4 * AROUND_PX, 4 * AROUND_PX, cubic=True)
 
-    def read(box: Box) -> Pixels:
-        return specimen.read(box.y0 + top, box.x0 + left, box.height, box.width)
+    def crop(part: Box) -> Pixels:
+        return specimen.read(part.y0 - AROUND_PX, part.x0 - AROUND_PX, part.height, part.width)
 
-    return read
+    source = Source(0, box, box, shift, crop)
+    return lambda part: resampled(source, part)
 
 
 def _hole(record: TileRecord, plan: ScanPlan, frame: MosaicFrame) -> dict[str, Any]:
