@@ -112,6 +112,13 @@ def test_what_cannot_be_told_from_an_exact_stage_is_one(a, b, signs):
         assert frame == plan.frame()
 
 
+@pytest.mark.parametrize(("sigma", "told"), [(1e-4, True), (4e-4, True), (5e-4, False), (1e-2, False)])
+def test_a_turn_counts_from_four_standard_errors_on(sigma, told):
+    turned = axes_of(0.1, sigma=sigma)
+    assert (turned.exact(1.0) == turned) is told
+    assert (turned.exact(1.0) == axes_of(0)) is not told
+
+
 @pytest.mark.parametrize("turn", [90, 20, -15, 100])
 def test_a_turn_that_would_leave_gaps_is_refused(turn):
     with pytest.raises(ScannerError, match="gaps") as refused:
