@@ -19,7 +19,7 @@ from models.net import BACKBONES
 from models.train import Inputs, Recipe, score, train
 
 CALIBRATION_CAMERA = ("camera.width_px=512", "camera.height_px=512", 'focus.providers=["cpu"]')
-CALIBRATION_FRAMES = 100
+CALIBRATION_FRAMES = 30
 
 
 def run(

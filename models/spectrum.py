@@ -67,7 +67,8 @@ class Spectrum(nn.Module):
         turned_re, turned_im = re[:, [1, 2, 0]], im[:, [1, 2, 0]]
         power = (re * re + im * im).mean(2).flatten(2) @ bins
         cross = (re * turned_re + im * turned_im).mean(2).flatten(2) @ bins
-        coherence = cross / torch.sqrt(power * power[:, [1, 2, 0]] + FLOOR**2)
+        strength = torch.sqrt(power + FLOOR)
+        coherence = cross / strength / strength[:, [1, 2, 0]]
         return torch.cat([torch.log(power + FLOOR), 2 * coherence], 1).flatten(1)
 
 
