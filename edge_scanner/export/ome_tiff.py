@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from edge_scanner.export.icc import srgb_profile
 from edge_scanner.export.tile_codec import TileCodec, make_tile_codec
 from edge_scanner.export.tiles import TileGrid, write_tiles
 from edge_scanner.export.whole_file import refuse_existing, whole_file
+from edge_scanner.memory import peak_rss_mib
 from edge_scanner.store import SlideStore
 from edge_scanner.store.codec import Gzip, gzip_to_zlib
 from edge_scanner.store.ome_xml import ExtraImage, build_ome_xml
@@ -122,7 +122,7 @@ def to_ome_tiff(
         writer.finish(_chain(source, codec, grids, extra, writer))
         size = writer.size
     copied = written if codec.copies else 0
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak_mib = peak_rss_mib()
     wall_s = time.perf_counter() - started
     return ExportReport(size, len(source.levels), wall_s, copied, written - copied, peak_mib)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from edge_scanner.fuse.lazy import prepare
 from edge_scanner.fuse.sources import TileSet
 from edge_scanner.fuse.tiles import TileFile, TileReader, common_shape
 from edge_scanner.fuse.write import write
+from edge_scanner.memory import peak_rss_mib
 from edge_scanner.mosaic.kernel import Blend
 from edge_scanner.store import Channel, Codec, SlideMetadata
 from edge_scanner.store.codec import Gzip, Jpeg, Uncompressed, Zstd
@@ -155,16 +155,6 @@ def fuse_slide(
         wall_s=round(time.perf_counter() - began, 3),
         peak_rss_mib=round(peak_rss_mib(), 1),
     )
-
-
-def peak_rss_mib() -> float:
-    """Return the most memory that this process had; `ru_maxrss` would count that of the process which started it."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _check(tiles: TileSet, out: Path, overwrite: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from edge_scanner.config import Config
 from edge_scanner.geometry import Box, MosaicFrame
+from edge_scanner.memory import peak_rss_mib
 from edge_scanner.mosaic.kernel import Source, place, resampled
 from edge_scanner.plan import ScanPlan
 from edge_scanner.record import TileRecord, Timings
@@ -150,7 +150,7 @@ def build_report(
         wall_s=round(run.wall_s, 3),
         scan_s=round(run.scan_s, 3),
         mechanical_s=round(mechanical_s, 3),
-        peak_rss_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        peak_rss_mib=round(peak_rss_mib(), 1),
         stall_s=round(run.stall_s, 3),
         buffer_high_mib=round(run.buffer_high_bytes / 2**20, 1),
         limit="mosaic and store" if run.stall_s > 0.1 * run.wall_s else "stage, camera and focus",

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from edge_scanner.fuse.slide import peak_rss_mib
+from edge_scanner.memory import peak_rss_mib
 
 TILE, STEP, SIDE, DEGREES = 1024, 922, 5, 3.0
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_scanner import config as configs
+from edge_scanner.calibrate.axes import StageAxes
+from edge_scanner.calibrate.frame import frame_of
 from edge_scanner.errors import ScannerError, SourceError
 from edge_scanner.fuse.sources.tile_set import ScanFrame, TileSet, shifted
 from edge_scanner.fuse.tiles import TileFile
@@ -36,10 +38,11 @@ def read(folder: Path) -> TileSet:
         raise SourceError(
             f"The scan in {folder} cannot be read ({error}).", "Check its scan.json and store."
         ) from error
-    frame = plan.frame()
+    rows, axes = _journal(folder / "journal.sqlite")
+    frame = frame_of(plan, axes)
     margin = margin_px(config.stage_error_um, plan.pixel_size_um, registration=config.mosaic.registration)
     reach = reach_of(plan, frame, margin)
-    placed = [row for row in _journal(folder / "journal.sqlite") if row["verdict"] != Verdict.REJECTED]
+    placed = [row for row in rows if row["verdict"] != Verdict.REJECTED]
     if any(row["place_x_px"] is None for row in placed):
         raise SourceError("The scan is unfinished: not all of its tiles have a place.", "Finish it with scan --resume.")
     mosaic = config.mosaic
@@ -61,13 +64,17 @@ def read(folder: Path) -> TileSet:
     )
 
 
-def _journal(path: Path) -> list[dict[str, Any]]:
+def _journal(path: Path) -> tuple[list[dict[str, Any]], StageAxes | None]:
+    """Return the targets, and the stage's axes that the scan was placed with; None for the nominal ones."""
     try:
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
             cursor = db.execute("SELECT idx, verdict, place_y_px, place_x_px FROM tile ORDER BY idx")
             names = [column[0] for column in cursor.description]
-            return [dict(zip(names, row, strict=True)) for row in cursor]
+            rows = [dict(zip(names, row, strict=True)) for row in cursor]
+            noted = db.execute("SELECT value FROM scan WHERE key = 'stage_axes'").fetchone()
+            axes = json.loads(noted[0])["axes"] if noted else None
+            return rows, StageAxes(**axes) if axes else None
         finally:
             db.close()
     except sqlite3.Error as error:
