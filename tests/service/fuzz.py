@@ -126,6 +126,7 @@ class Fuzz:
     def __init__(self, served: Served, wire: zmq.Socket[bytes], seed: int) -> None:
         self._served, self._wire, self._make = served, wire, Hostile(seed)
         self._replies: list[tuple[bytes, bytes]] = []
+        self._first: dict[str, bytes] = {}
         self.codes: Counter[str] = Counter()
         self.seen: set[tuple[str, str]] = set()
         self.status_ms: list[float] = []
@@ -154,6 +155,11 @@ class Fuzz:
         if reply["ok"]:
             self.codes["ok"] += 1
             said = json.loads(body)
+            if said["id"] in self._first and self._first[said["id"]] == raw:  # a used id: the first reply again
+                assert self._served.scanner.snapshot() == before, body
+                return
+            if len(said["id"]) < 32:  # the other ids are never made twice
+                self._first[said["id"]] = raw
             self.seen.add((state.value, said["cmd"]))
             if said["cmd"] in ACTIONS:
                 self._replies = [*self._replies[-200:], (body, raw)]
