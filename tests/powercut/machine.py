@@ -7,6 +7,7 @@ kept, lost, or kept in part and out of order.
 
 from __future__ import annotations
 
+import compileall
 import lzma
 import os
 import random
@@ -83,6 +84,7 @@ class Parts:
         """Fetch Debian's kernel and busybox, copy the sources, build the initial file system and the library."""
         for name in ("edge_scanner", "tests"):  # a copy, so that an edit meanwhile cannot change what is tested
             shutil.copytree(sources / name, folder / "sources" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(folder / "sources", quiet=1)
         guest = folder / "sources/tests/powercut/guest.py"
         shim, root = folder / "no_fsync.so", folder / "root"
         (folder / "no_fsync.c").write_text(SHIM)
@@ -155,6 +157,11 @@ class Machine:
                 ],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT,
             )  # fmt: skip
+
+    @property
+    def written(self) -> int:
+        """Bytes of the log of what reached the drive since it was switched on."""
+        return self._log.stat().st_size
 
     def settle(self, keep: float, rng: random.Random) -> tuple[int, int]:
         """Lose what a drive may lose: each 4 KiB written since the last flush stays with the chance `keep`.

@@ -1,6 +1,6 @@
 """Power cuts: a virtual machine scans, is killed at random instants, boots again, is checked, and goes on.
 
-    python tests/powercut/powercut.py [--cuts 24] [--mutated 6] [--jobs 2] [--seed N] [--record FILE]
+    python tests/powercut/powercut.py [--cuts 24] [--mutated 6] [--minutes M] [--jobs 2] [--seed N] [--record FILE]
 
 The guest (`guest.py`) tells the serial console what it claims to be durable. After each cut the next boot reads what
 the disk really holds, before the scanner starts: every tile and chunk that was ever claimed must be there with its
@@ -25,7 +25,7 @@ from pathlib import Path
 from machine import Machine, Parts, missing
 
 BOOT_LIMIT_S = 600
-LINES = 110
+LINES = 80
 """A cut comes at most so many lines after the start; an uninterrupted scan writes about 250."""
 
 
@@ -77,8 +77,29 @@ def words_of(machine: Machine) -> list[list[str]]:
     return [line.split()[1:] for line in whole if line.startswith("@ ") and len(line.split()) > 1]
 
 
-def run(machine: Machine, *, fsync: bool, lines: float, linger_s: float) -> tuple[list[list[str]], bool]:
-    """Boot, cut the power so many lines after the check and a moment later.
+@dataclass(frozen=True)
+class Instant:
+    """When to cut: so many lines after the check, then perhaps when the drive is written to, then so much later."""
+
+    lines: float
+    at_write: bool = False
+    linger_s: float = 0.0
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> Instant:
+        lines = 1 if rng.random() < 0.2 else rng.randrange(2, LINES)  # 1: the scanner begins to recover
+        return cls(lines, True, rng.uniform(0, 0.02)) if rng.random() < 0.5 else cls(lines, False, rng.uniform(0, 2))
+
+    def wait(self, machine: Machine) -> None:
+        """Wait for the moment, once the lines are there."""
+        written, end_s = machine.written, time.monotonic() + 10
+        while self.at_write and machine.written == written and time.monotonic() < end_s:
+            time.sleep(0.001)
+        time.sleep(self.linger_s)
+
+
+def run(machine: Machine, instant: Instant, *, fsync: bool) -> tuple[list[list[str]], bool]:
+    """Boot and cut the power at that instant.
 
     Returns
     -------
@@ -92,8 +113,8 @@ def run(machine: Machine, *, fsync: bool, lines: float, linger_s: float) -> tupl
     end_s = time.monotonic() + BOOT_LIMIT_S
     while guest.poll() is None and time.monotonic() < end_s:
         said = words_of(machine)
-        if ["checked"] in said and len(said) - said.index(["checked"]) > lines:
-            time.sleep(linger_s)
+        if ["checked"] in said and len(said) - said.index(["checked"]) > instant.lines:
+            instant.wait(machine)
             cut = guest.poll() is None
             break
         time.sleep(0.02)
@@ -102,20 +123,17 @@ def run(machine: Machine, *, fsync: bool, lines: float, linger_s: float) -> tupl
     return words_of(machine), cut
 
 
-def length(rng: random.Random, *, last: bool, fsync: bool) -> float:
-    """Return the lines after which to cut: often in the recovery; the last boot ends, or is only looked at."""
-    if last:
-        return float("inf") if fsync else 0
-    return 1 if rng.random() < 0.2 else rng.randrange(2, LINES)
+def series(machine: Machine, cuts: int, expected: list[list[str]], *, fsync: bool, seed: int, until_s: float) -> Tally:
+    """Cut so often, on new disks whenever a scan is complete or something was lost.
 
-
-def series(machine: Machine, cuts: int, expected: list[list[str]], *, fsync: bool, seed: int) -> Tally:
-    """Cut so often, on new disks whenever a scan is complete or something was lost; end with a complete scan."""
+    The last boot is not cut: it completes its scan. Without fsync it only looks at the disk.
+    """
     rng, tally, claims = random.Random(seed), Tally(), Claims()
     machine.new_disk()
     while True:
-        last = tally.cuts >= cuts
-        said, cut = run(machine, fsync=fsync, lines=length(rng, last=last, fsync=fsync), linger_s=rng.uniform(0, 2))
+        last = tally.cuts >= cuts or time.monotonic() > until_s
+        instant = Instant.draw(rng) if not last else Instant(float("inf") if fsync else 0)
+        said, cut = run(machine, instant, fsync=fsync)
         wrong = []
         if ["checked"] in said:
             tally.checks, tally.tiles = tally.checks + 1, tally.tiles + len(claims.tiles)
@@ -188,6 +206,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cuts", type=int, default=24)
     parser.add_argument("--mutated", type=int, default=6)
+    parser.add_argument("--minutes", type=float, default=120, help="no more cuts after that")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--record", type=Path)
@@ -204,23 +223,25 @@ def main() -> int:
             (root / str(n)).mkdir()
             machines.append(Machine(root / str(n), parts))
         machines[0].new_disk()
-        expected, _ = run(machines[0], fsync=True, lines=float("inf"), linger_s=0)
+        expected, _ = run(machines[0], Instant(float("inf")), fsync=True)
         if expected[-1:] != [["end"]]:
             sys.stdout.write(machines[0].console.read_text(errors="replace"))
             return 1
         found = []
-        for fsync, cuts in ((True, args.cuts), (False, args.mutated)):
+        for fsync, cuts in ((False, args.mutated), (True, args.cuts)):
             shares = [cuts // args.jobs + (n < cuts % args.jobs) for n in range(args.jobs)]
             running = [
-                pool.submit(series, machines[n], share, expected, fsync=fsync, seed=args.seed + n)
+                pool.submit(series, machines[n], share, expected, fsync=fsync, seed=args.seed + n,
+                            until_s=began_s + 60 * args.minutes)
                 for n, share in enumerate(shares) if share
             ]  # fmt: skip
             found.append(sum((each.result() for each in running), Tally()))
-    text = report(*found, (time.monotonic() - began_s) / 60)
+    mutated, whole = found
+    text = report(whole, mutated, (time.monotonic() - began_s) / 60)
     sys.stdout.write(text)
     if args.record:
         args.record.write_text(text)
-    return 0 if found[0].cuts and not found[0].wrong and (found[1].wrong or not args.mutated) else 1
+    return 0 if whole.cuts and not whole.wrong and (mutated.wrong or not args.mutated) else 1
 
 
 if __name__ == "__main__":
