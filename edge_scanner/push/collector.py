@@ -123,6 +123,11 @@ class PushedBuild(SlideBuild):
         self.inbox.close(None)
         yield from self.skip("never pushed")
 
+    def close(self) -> None:
+        """Close the files and what is left of the inbox; its threads have ended."""
+        super().close()
+        self.inbox.dispose()
+
     def missing(self) -> list[Target]:
         """Return the targets that nobody has pushed yet; any thread."""
         return [target for target in self.plan if target.index not in self._seen]

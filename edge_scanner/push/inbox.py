@@ -100,6 +100,10 @@ class Inbox:
             end.close()
         self._folder.cleanup()
 
+    def dispose(self) -> None:
+        """Close what is left, once no thread can ring any more."""
+        self._ringer.close()
+
     def _ring(self) -> None:
         with contextlib.suppress(OSError):  # nobody listens any more
             self._ringer.send(b"!")
