@@ -136,13 +136,15 @@ def test_a_scan_costs_hardly_more_than_a_frame_a_tile():
     assert np.mean(np.array(off_um) <= settings.optics.depth_of_field_um) >= 0.99
 
 
-@pytest.mark.parametrize(("aperture", "pixel_um", "side_px"), [(0.3, 1.0, 640), (0.95, 0.25, 808)])
-def test_other_objectives_stay_within_two_micrometres(aperture, pixel_um, side_px):
+@pytest.mark.parametrize(
+    ("aperture", "pixel_um", "side_px", "key"), [(0.3, 1.0, 640, "within_dof"), (0.95, 0.25, 808, "within_2um")]
+)
+def test_other_objectives_hold_what_their_card_says(aperture, pixel_um, side_px, key):
     optics = [f"optics.numerical_aperture={aperture}", f"optics.pixel_size_um={pixel_um}"]
     settings = config(*optics, f"camera.width_px={side_px}", f"camera.height_px={side_px}")
-    found = list(answers(Estimator(settings).judge, simulated_frames(settings, "", 24, 5.0, 3)))
+    found = list(answers(Estimator(settings).judge, simulated_frames(settings, "", 16, 6.0, 3)))
     figures = summary(found, settings.optics.depth_of_field_um)
-    assert figures["within_2um"] >= 0.9, figures
+    assert figures[key] >= 0.85, figures
 
 
 @pytest.mark.data
