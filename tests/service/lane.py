@@ -140,6 +140,10 @@ class Record:
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, str, float]] = []
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True
+        )
+        self._tree = told.stdout.strip()
 
     def step(self, name: str, do: Callable[[], str]) -> None:
         began_s = time.monotonic()
@@ -149,11 +153,10 @@ class Record:
         sys.stdout.flush()
 
     def write(self, path: Path, systemd: str) -> None:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
         lines = [
             "# The service in a booted container",
             "",
-            f"`make service`, {datetime.now(UTC):%Y-%m-%d}, on top of {commit.stdout.strip()}, {platform.machine()}, "
+            f"`make service`, {datetime.now(UTC):%Y-%m-%d}, tree {self._tree}, {platform.machine()}, "
             f"{os.cpu_count()} cores (shared), Debian 12 root in systemd-nspawn, {systemd}, no network.",
             "",
             "| step | seen | s |",
