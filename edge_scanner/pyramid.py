@@ -11,7 +11,6 @@ import numpy as np
 
 from edge_scanner.tile import Chunk, Pixels
 
-
 Key = tuple[int, int, int]
 """(level, row, col)."""
 

@@ -28,9 +28,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-BUSY = frozenset(
-    {State.HOMING, State.PREPARING, State.SCANNING, State.PAUSED, State.FINISHING, State.EXPORTING}
-)
+BUSY = frozenset({State.HOMING, State.PREPARING, State.SCANNING, State.PAUSED, State.FINISHING, State.EXPORTING})
 """States in which work is under way that `cancel` ends."""
 
 ANY = frozenset(State) - {State.STOPPED}

@@ -65,8 +65,8 @@ class Rails(Stage):
     def close(self) -> None:
         self._stage.close()
 
-    def home(self) -> None:
-        self._stage.home()
+    def home(self, aborted=lambda: False) -> None:
+        self._stage.home(aborted)
 
     def position(self) -> Position | None:
         return self._stage.position()

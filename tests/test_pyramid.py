@@ -1,6 +1,7 @@
 """The cascade: every level complete, each chunk once, equal to halving the whole level."""
 
 import random
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given, settings
@@ -35,12 +36,12 @@ def test_levels_are_the_halved_level_below(height, width, channels, seed):
     out = [np.zeros((*shape, channels), image.dtype) for shape in shapes]
     seen = set()
     for chunk in pyramid.cascade(chunks):
-        assert (key := (chunk.level, chunk.row, chunk.col)) not in seen
-        seen.add(key)
+        assert chunk.key not in seen
+        seen.add(chunk.key)
         h, w = chunk.pixels.shape[:2]
         out[chunk.level][chunk.row * CHUNK :, chunk.col * CHUNK :][:h, :w] = chunk.pixels
     assert pyramid.complete
-    for fine, coarse in zip(out, out[1:], strict=False):
+    for fine, coarse in pairwise(out):
         assert np.array_equal(coarse, halved(fine))
 
 

@@ -101,3 +101,17 @@ def test_a_stage_that_errs_is_compared_without_the_offset_it_leaves(tmp_path):
     page = (scan.folder / "report.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", ""), "self-contained"
     assert (scan.folder / "thumbnail.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_the_mosaic_ends_is_no_seam():
+    image = textured(PLAN.height_px, PLAN.width_px)
+    _, boxes = tiled(image, PLAN, [0] * len(PLAN))
+    holed = image.copy()
+    hole = boxes[PLAN.index_at(1, 1)]
+    holed[hole.y0 : hole.y1, hole.x0 : hole.x1] = 255
+    kept = [box for box in boxes if box != hole]
+
+    def truth(box):
+        return image[box.y0 : box.y1, box.x0 : box.x1]
+
+    assert measure(Level0(holed), Box(0, 0, *image.shape[:2]), kept, truth, 255.0).seam_step == 0.0

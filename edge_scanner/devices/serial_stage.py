@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,7 +26,7 @@ from typing import ClassVar
 from edge_scanner.config import Config
 from edge_scanner.devices.clock import Clock
 from edge_scanner.devices.serial_line import SerialLine
-from edge_scanner.devices.stage import Stage
+from edge_scanner.devices.stage import Stage, never
 from edge_scanner.errors import DeviceError, EmergencyStopError, LimitsError, PositionUnknownError
 from edge_scanner.geometry import Limits, Position
 
@@ -142,11 +142,14 @@ class SerialStage(Stage):
         self._opened = False
         self._line.close()
 
-    def home(self) -> None:
+    def home(self, aborted: Callable[[], bool] = never) -> None:
         """Find the reference; reconnect first where the line was lost."""
         self._require_open()
         self._lose()
         self._line.release()
+        if aborted():
+            self.stop()
+            raise EmergencyStopError("The homing was called off before it began.", "Reset and home.")
         with self._failing_closed():
             if not self._line.is_open:
                 self._reconnect()

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from edge_scanner.geometry import Limits, Position
+
+
+def never() -> bool:
+    """Return False: nobody calls it off."""
+    return False
 
 
 class Stage(ABC):
@@ -34,15 +40,23 @@ class Stage(ABC):
         """Disconnect; safe to call twice."""
 
     @abstractmethod
-    def home(self) -> None:
+    def home(self, aborted: Callable[[], bool] = never) -> None:
         """Find the reference of every axis; blocks. Afterwards the position is known.
+
+        Homing lifts the latch of an earlier `stop`, so a `stop` that comes just before it would be lost: the driver
+        asks `aborted` after it has lifted the latch and before anything moves.
+
+        Parameters
+        ----------
+        aborted : callable, optional
+            True when the homing was called off meanwhile.
 
         Raises
         ------
         DeviceError
             When homing fails; the position stays unknown.
         EmergencyStopError
-            When `stop` was called meanwhile.
+            When `stop` was called meanwhile, or it was called off.
         """
 
     @abstractmethod

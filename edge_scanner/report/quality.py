@@ -133,6 +133,7 @@ class _Seams:
         self._at: list[NDArray[Any]] = []
         self._beside: list[NDArray[Any]] = []
         self._tail: tuple[int, Luminance] | None = None
+        self._near = _neighbours(tiles)
 
     def add(self, band: Box, grey: Luminance) -> None:
         """Measure the borders that end inside this band."""
@@ -140,22 +141,28 @@ class _Seams:
         if self._tail is not None and self._tail[0] + len(self._tail[1]) == band.y0:
             y0, grey = self._tail[0], np.concatenate([self._tail[1], grey])
         self._tail = (band.y1 - 2 * MARGIN_PX, grey[-2 * MARGIN_PX :].copy())
-        for tile in self._tiles:
-            for x, sign in ((tile.x0, 1.0), (tile.x1, -1.0)):
-                if MARGIN_PX <= x <= self._canvas.x1 - MARGIN_PX:
-                    top, bottom = max(tile.y0, band.y0), min(tile.y1, band.y1)
-                    self._line(grey[max(0, top - y0) : max(0, bottom - y0), x - MARGIN_PX : x + MARGIN_PX].T, sign)
-            for y, sign in ((tile.y0, 1.0), (tile.y1, -1.0)):
-                if y0 + MARGIN_PX < y <= band.y1 - MARGIN_PX:
-                    left, right = max(0, tile.x0), min(self._canvas.x1, tile.x1)
-                    self._line(grey[y - MARGIN_PX - y0 : y + MARGIN_PX - y0, left:right], sign)
+        for tile, near in zip(self._tiles, self._near, strict=True):
+            top, bottom = max(tile.y0, band.y0), max(min(tile.y1, band.y1), band.y0)
+            for x, outside, sign in ((tile.x0, tile.x0 - 1, 1.0), (tile.x1, tile.x1, -1.0)):
+                if MARGIN_PX <= x <= self._canvas.x1 - MARGIN_PX and top < bottom:
+                    across = grey[top - y0 : bottom - y0, x - MARGIN_PX : x + MARGIN_PX].T
+                    self._line(across, sign, _covered(Box(top, outside, bottom, outside + 1), near))
+            left, right = max(0, tile.x0), min(self._canvas.x1, tile.x1)
+            for y, outside, sign in ((tile.y0, tile.y0 - 1, 1.0), (tile.y1, tile.y1, -1.0)):
+                if y0 + MARGIN_PX < y <= band.y1 - MARGIN_PX and left < right:
+                    across = grey[y - MARGIN_PX - y0 : y + MARGIN_PX - y0, left:right]
+                    self._line(across, sign, _covered(Box(outside, left, outside + 1, right), near))
 
-    def _line(self, across: Luminance, sign: float) -> None:
-        """Take (2 * MARGIN_PX, n) luminance around a border; its inside is at larger rows when `sign` is 1."""
+    def _line(self, across: Luminance, sign: float, covered: NDArray[np.bool_]) -> None:
+        """Take (2 * MARGIN_PX, n) luminance around a border; its inside is at larger rows when `sign` is 1.
+
+        Pieces beyond which no tile lies are no seams: that is where the mosaic ends.
+        """
         pieces = across.shape[1] // PIECE_PX
         if pieces == 0 or across.shape[0] < 2 * MARGIN_PX:
             return
         means = across[:, : pieces * PIECE_PX].reshape(2 * MARGIN_PX, pieces, PIECE_PX).mean(axis=2)
+        means = means[:, covered[: pieces * PIECE_PX].reshape(pieces, PIECE_PX).all(axis=1)]
 
         def step(at: int) -> NDArray[Any]:
             inside, outside = means[at : at + SIDE_PX].mean(axis=0), means[at - SIDE_PX : at].mean(axis=0)
@@ -167,7 +174,29 @@ class _Seams:
 
     def step(self) -> float | None:
         """Return the RMS on the borders, that beside them taken off in quadrature; at least 0."""
-        if not self._at:
+        at = np.concatenate(self._at) if self._at else np.empty(0)
+        if not at.size:
             return None
-        at, beside = np.concatenate(self._at), np.concatenate(self._beside, axis=1)
+        beside = np.concatenate(self._beside, axis=1)
         return float(np.sqrt(max(0.0, np.mean(at**2) - np.mean(beside**2))))
+
+
+def _neighbours(tiles: list[Box]) -> list[list[Box]]:
+    """Return, for each tile, the other tiles that overlap it or touch it."""
+    edges = np.array([(t.y0, t.x0, t.y1, t.x1) for t in tiles]).reshape(-1, 4)
+    near = []
+    for k, t in enumerate(tiles):
+        rows = (edges[:, 0] <= t.y1) & (edges[:, 2] >= t.y0)
+        columns = (edges[:, 1] <= t.x1) & (edges[:, 3] >= t.x0)
+        near.append([tiles[n] for n in np.flatnonzero(rows & columns) if n != k])
+    return near
+
+
+def _covered(line: Box, tiles: list[Box]) -> NDArray[np.bool_]:
+    """Return, for each pixel of a line one pixel wide, whether a tile covers it."""
+    mask = np.zeros((line.height, line.width), bool)
+    for tile in tiles:
+        part = tile.intersect(line)
+        if not part.empty:
+            mask[part.y0 - line.y0 : part.y1 - line.y0, part.x0 - line.x0 : part.x1 - line.x0] = True
+    return mask.ravel()

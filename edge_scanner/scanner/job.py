@@ -223,7 +223,6 @@ class ScanJob:
         machine.advance(State.PAUSED, only_from=State.SCANNING)
         message = f"The disk is down to its reserve; the scan waits for {-archive.room_bytes() / 1e6:.0f} MB of room."
         _log.warning(message)
-        self._context.publish("log", {"level": "warning", "code": "disk.low", "message": message})
         self._context.pulse.rest()
         wishes.wait_for(
             lambda: bool(self.abort) or wishes.cancelled or archive.room_bytes() > archive.hysteresis_bytes, ROOM_S

@@ -220,6 +220,7 @@ class Scanner:
         self._homed = False
         error = EmergencyStopError("The emergency stop was pressed.", "Clear the cause, then send reset and home.")
         self._machine.fail(error)
+        self._rig.stage.stop()  # a homing that lifted the latch in between has seen the fault, or is halted here
         if (job := self._scan_job) is not None:
             job.abort.set(error)
         self._reset_wanted = False
@@ -298,14 +299,17 @@ class Scanner:
 
     def _home(self) -> None:
         self._homed = False
-        self.pulse.step(4 * self._config.stage.timeout_s + SPARE_S)  # three axes, one after the other
+        self.pulse.step(4 * self._config.stage.timeout_s + 2 * self._config.stage.home_timeout_s + SPARE_S)
         try:
-            self._rig.stage.home()
+            self._rig.stage.home(self._called_off)
         except EmergencyStopError:
             if self._wishes.cancelled or self._wishes.ending:
                 return
             raise
         self._homed = not self._wishes.cancelled
+
+    def _called_off(self) -> bool:
+        return self.state() is State.FAULT or self._wishes.cancelled or self._wishes.ending
 
     def _check(self, plan: ScanPlan) -> None:
         camera, pixel_size_um = self._config.camera, self._config.optics.pixel_size_um

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from edge_scanner.config import Config
 from edge_scanner.devices.clock import Clock, RealClock
-from edge_scanner.devices.stage import Stage
+from edge_scanner.devices.stage import Stage, never
 from edge_scanner.errors import DeviceError, EmergencyStopError, LimitsError, PositionUnknownError
 from edge_scanner.geometry import Limits, Position
 
@@ -98,13 +99,16 @@ class SimStage(Stage):
             self.stop()
         self._opened = False
 
-    def home(self) -> None:
+    def home(self, aborted: Callable[[], bool] = never) -> None:
         """Travel to the reference, stage (0, 0, 0) or the nearest corner of the limits."""
         self._require_open()
         carried, error = self._carried(), self._error()
         self._known = False
         self._halted_s = math.inf
         self._halted.clear()
+        if aborted():
+            self._halted.set()
+            raise EmergencyStopError("The homing was called off before it began.", "Reset and home.")
         limits = self._limits
         reference = Position(
             min(max(0.0, limits.x_min_um), limits.x_max_um),
