@@ -48,9 +48,8 @@ def main() -> None:
     given = options.parse_args()
     cv2.setNumThreads(1)
     pixels = square(given.slide, given.side)
-    print(
-        f"{pixels.shape[1]} x {pixels.shape[0]} RGB of {given.slide.name if given.slide.exists() else 'noise tissue'}"
-    )
+    source = given.slide.name if given.slide.exists() else "simulated tissue"
+    print(f"{pixels.shape[1]} x {pixels.shape[0]} RGB of {source}")
     for codec in (Jpeg(), Gzip(), Zstd(), Uncompressed()):
         report(codec, pixels, given.rounds)
     beside_tensorstore(pixels, given.rounds)
@@ -166,7 +165,7 @@ def tensorstore_level0(tensorstore, pixels: np.ndarray, level: int, way: str, ro
         y_axis = 0 if way == "interleaved" else 1
         began = time.process_time()
         for y, x in product(range(0, pixels.shape[0], rows), range(0, pixels.shape[1], shard)):
-            box = (slice(y, y + rows), slice(x, x + shard))
+            box = (slice(y, min(y + rows, pixels.shape[0])), slice(x, min(x + shard, pixels.shape[1])))
             place = (slice(None),) * y_axis + box
             array[place].write(source[place]).result()
         return time.process_time() - began
