@@ -13,7 +13,9 @@ from typing import Any
 from edge_scanner import __version__
 from edge_scanner.config import Config, dump
 from edge_scanner.errors import DiskLowError, NotFoundError, ScannerError, StateError, StoreError
+from edge_scanner.focus.model import ModelFile
 from edge_scanner.plan import ScanPlan
+from edge_scanner.spool import sync_filesystem
 from edge_scanner.state import Outcome
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -85,11 +87,14 @@ class Archive:
                     "plan": json.loads(plan.to_json()),
                     "config": self._portable_config(),
                     "versions": {"edge_scanner": __version__},
-                    "model": None,
+                    "model": _model(self._config),
                 },
                 indent=2,
             )
-            (folder / "scan.json").write_text(text + "\n", encoding="utf-8")
+            partial = folder / "scan.json.partial"
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.rename(folder / "scan.json")
+            sync_filesystem(folder)
         except OSError as error:
             raise StoreError(f"The scan's folder {folder} cannot be made ({error.strerror}).") from error
         return folder
@@ -111,7 +116,10 @@ class Archive:
         if outcome not in (None, Outcome.FAILED):
             raise StateError(f"The scan {scan_id} is {outcome}.", "Only unfinished or failed scans can go on.")
         told = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
-        if changed := _differences(told["config"], self._portable_config()):
+        changed = _differences(told["config"], self._portable_config())
+        if told["model"] != _model(self._config):
+            changed.append("the focus model is another file")
+        if changed:
             raise ScannerError(
                 f"The scan {scan_id} was made with another configuration: {'; '.join(changed)}.",
                 "Start the daemon with that configuration, or scan anew.",
@@ -163,7 +171,9 @@ class Archive:
         config = dump(self._config)
         del config["control"], config["log"]
         config["storage"]["root"] = "."
-        for section, name in (("sim", "slide"), ("camera", "flat_field"), ("stage", "calibration")):
+        config["focus"]["engine_cache"] = ""
+        paths = (("sim", "slide"), ("camera", "flat_field"), ("stage", "calibration"), ("focus", "model"))
+        for section, name in paths:
             if config[section][name]:
                 config[section][name] = os.path.relpath(config[section][name], self.root)
         return config
@@ -171,6 +181,11 @@ class Archive:
 
 HARMLESS = frozenset({"storage", "export"})
 """Sections that may differ between a scan and its continuation: they do not shape the pixels."""
+
+
+def _model(config: Config) -> str | None:
+    """Return the SHA-256 of the focus network in use; None where none is."""
+    return ModelFile.open(config.focus.model).sha256 if config.focus.mode == "model" else None
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
