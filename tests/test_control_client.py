@@ -284,7 +284,7 @@ def test_the_async_client_does_the_same(served: Served) -> None:
 
 
 def test_shutdown_leaves_nothing_to_release(tmp_path: Path) -> None:
-    with Served(tmp_path) as served, Client(served.endpoint, timeout_s=5) as client:
+    with Served(tmp_path) as served, Client(served.endpoint, timeout_s=30) as client:
         client.home()
         client.shutdown()
         assert not client._leased

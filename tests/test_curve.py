@@ -138,6 +138,7 @@ def test_allowing_and_revoking_need_no_restart(guarded: Guarded, tmp_path: Path)
         assert first.status()["state"] == "IDLE"
         assert guarded.served.endpoint == before
         guarded.allow("stranger", tmp_path)
+        second._timeout_s = 30
         assert second.status()["state"] == "IDLE"  # the same client, once it is allowed again
     keys.revoke(guarded.keys, "stranger")
     with pytest.raises(ScannerError, match="Nobody named 'stranger'"):

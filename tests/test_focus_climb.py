@@ -157,4 +157,4 @@ def test_off_takes_what_is_foretold() -> None:
 
 def test_a_model_that_is_not_there_is_an_error() -> None:
     with pytest.raises(ConfigError, match="model"):
-        make_focus(load(None, ["focus.mode=model"]))
+        make_focus(load(None, ["focus.mode=model", "focus.model=nowhere.onnx"]))

@@ -35,7 +35,7 @@ REMEMBERED = 4096
 REMEMBERED_BYTES = 8 << 20
 STOP_BYTES = 4096
 """A longer message is not looked at for the stop's fast path."""
-LAST_WORDS_MS = 250
+LAST_WORDS_MS = 2000
 REVOKED_S = 1.0
 """How often the keys of those who are connected are looked at again."""
 

@@ -23,7 +23,7 @@ UNEVEN_GLASS = 0.0015
 BAND_PX, BAND_EVERY_PX = 16, 64
 """Sharpness is judged on bands of so many rows, one in so many rows: enough, four times as fast, and in the cache."""
 
-DITHER_FLOOR = 0.1
+DITHER_FLOOR = 0.13
 """Grey levels; the unevenness that rounding to whole grey levels leaves where noise does not dither it."""
 
 
