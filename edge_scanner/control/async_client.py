@@ -14,6 +14,7 @@ import zmq.asyncio
 
 from edge_scanner.control import connect
 from edge_scanner.control.follow import (
+    ENDED,
     RELEASE_S,
     TRIES,
     Event,
@@ -56,7 +57,7 @@ class AsyncClient(Verbs[Awaitable[Any]]):
         self._events_endpoint = events_endpoint
         self.name = client or new_name()
         self._timeout_s = timeout_s
-        self._leased = False
+        self._leased = self._heard = False
         self._context = zmq.asyncio.Context()
         self._socket, self._door = connect.dealer(self._context, endpoint, self._credentials)
         self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
@@ -91,17 +92,20 @@ class AsyncClient(Verbs[Awaitable[Any]]):
         answer = self._waiting[request_id] = asyncio.get_running_loop().create_future()
         try:
             for _ in range(TRIES):
+                self._door.knock(self._endpoint)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._timeout_s / TRIES):
                         await self._socket.send(body)
                         result = result_of(await asyncio.shield(answer))
+                        self._heard = True
                         self._leased = leased_after(cmd, self._leased)
                         return result
         finally:
             del self._waiting[request_id]
-        why = self._door.why()
-        self._door.knock(self._endpoint)
-        raise NoAnswerError(self._endpoint, self._timeout_s, why)
+        if cmd == "shutdown" and self._heard and self._door.is_down:
+            self._leased = False
+            return dict(ENDED)
+        raise NoAnswerError(self._endpoint, self._timeout_s, self._door.why())
 
     async def events(self, silence_s: float = 5.0) -> AsyncGenerator[Event, None]:
         """Yield snapshots and events; see `Client.events`."""

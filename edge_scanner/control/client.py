@@ -24,6 +24,7 @@ import zmq
 from edge_scanner.control import connect
 from edge_scanner.control.async_client import AsyncClient
 from edge_scanner.control.follow import (
+    ENDED,
     RELEASE_S,
     TRIES,
     Event,
@@ -82,7 +83,7 @@ class Client(Verbs[Any]):
         self._events_endpoint = events_endpoint
         self.name = client or new_name()
         self._timeout_s = timeout_s
-        self._leased = False
+        self._leased = self._heard = False
         self._context = zmq.Context()
         self._socket, self._door = connect.dealer(self._context, endpoint, self._credentials)
 
@@ -114,14 +115,17 @@ class Client(Verbs[Any]):
         """
         request_id, body = encode_request(cmd, args, self.name)
         for _ in range(TRIES):
+            self._door.knock(self._endpoint)
             reply = self._try(request_id, body, self._timeout_s / TRIES)
             if reply is not None:
                 result = result_of(reply)
+                self._heard = True
                 self._leased = leased_after(cmd, self._leased)
                 return result
-        why = self._door.why()
-        self._door.knock(self._endpoint)
-        raise NoAnswerError(self._endpoint, self._timeout_s, why)
+        if cmd == "shutdown" and self._heard and self._door.is_down:
+            self._leased = False
+            return dict(ENDED)
+        raise NoAnswerError(self._endpoint, self._timeout_s, self._door.why())
 
     def events(self, silence_s: float = 5.0) -> Generator[Event, None, None]:
         """Yield a snapshot, then events as they come; where some were lost or none came, another snapshot.

@@ -76,8 +76,14 @@ class Door:
                 self._last = event
         return _DOWN if self._last is None else _WHY[self._last]
 
+    @property
+    def is_down(self) -> bool:
+        """Whether nothing listens there."""
+        return self.why() == _DOWN
+
     def knock(self, endpoint: str) -> None:
-        """Connect anew: libzmq gives up after a refusal, though the key may be allowed by now."""
+        """Connect anew if the last attempt was refused: libzmq gives up then, though the key may be allowed by now."""
+        self.why()
         if self._last == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             with contextlib.suppress(zmq.ZMQError):
                 self._socket.disconnect(endpoint)

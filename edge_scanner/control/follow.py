@@ -17,6 +17,9 @@ from edge_scanner.state import BUSY, State
 SNAPSHOT = "snapshot"
 """Topic of an `Event` that the client makes from `status`: at the start, after a gap and after silence."""
 
+ENDED = {"state": State.STOPPED.value}
+"""What `shutdown` gives where the daemon was gone before its last reply could be read: libzmq drops that."""
+
 WORKING = BUSY | {State.STARTING}
 
 
