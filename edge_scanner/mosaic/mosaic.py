@@ -7,6 +7,7 @@ from collections.abc import Iterator, Set
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_scanner.geometry import Box, MosaicFrame
 from edge_scanner.mosaic.kernel import Source, gather, place
@@ -153,10 +154,15 @@ def reach_of(plan: ScanPlan, frame: MosaicFrame, margin_px: int) -> dict[int, Bo
 
 def covered_px(block: Box, boxes: list[Box]) -> int:
     """Return how many pixels of a block lie in at least one box."""
-    parts = [p for p in (b.intersect(block) for b in boxes) if not p.empty]
-    if any(p == block for p in parts):
+    if any(b.intersect(block) == block for b in boxes):
         return block.height * block.width
+    return int(covered(block, boxes).sum())
+
+
+def covered(block: Box, boxes: list[Box]) -> NDArray[np.bool_]:
+    """Return, for each pixel (y, x) of a block, whether it lies in at least one box."""
     mask = np.zeros((block.height, block.width), bool)
-    for p in parts:
-        mask[p.y0 - block.y0 : p.y1 - block.y0, p.x0 - block.x0 : p.x1 - block.x0] = True
-    return int(mask.sum())
+    for p in (b.intersect(block) for b in boxes):
+        if not p.empty:
+            mask[p.y0 - block.y0 : p.y1 - block.y0, p.x0 - block.x0 : p.x1 - block.x0] = True
+    return mask

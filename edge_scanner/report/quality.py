@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_scanner.geometry import Box
+from edge_scanner.mosaic.mosaic import covered
 from edge_scanner.tile import Pixels
 
 PIECE_PX = 64
@@ -146,14 +147,14 @@ class _Seams:
             for x, outside, sign in ((tile.x0, tile.x0 - 1, 1.0), (tile.x1, tile.x1, -1.0)):
                 if MARGIN_PX <= x <= self._canvas.x1 - MARGIN_PX and top < bottom:
                     across = grey[top - y0 : bottom - y0, x - MARGIN_PX : x + MARGIN_PX].T
-                    self._line(across, sign, _covered(Box(top, outside, bottom, outside + 1), near))
+                    self._line(across, sign, covered(Box(top, outside, bottom, outside + 1), near).ravel())
             left, right = max(0, tile.x0), min(self._canvas.x1, tile.x1)
             for y, outside, sign in ((tile.y0, tile.y0 - 1, 1.0), (tile.y1, tile.y1, -1.0)):
                 if y0 + MARGIN_PX < y <= band.y1 - MARGIN_PX and left < right:
                     across = grey[y - MARGIN_PX - y0 : y + MARGIN_PX - y0, left:right]
-                    self._line(across, sign, _covered(Box(outside, left, outside + 1, right), near))
+                    self._line(across, sign, covered(Box(outside, left, outside + 1, right), near).ravel())
 
-    def _line(self, across: Luminance, sign: float, covered: NDArray[np.bool_]) -> None:
+    def _line(self, across: Luminance, sign: float, bounded: NDArray[np.bool_]) -> None:
         """Take (2 * MARGIN_PX, n) luminance around a border; its inside is at larger rows when `sign` is 1.
 
         Pieces beyond which no tile lies are no seams: that is where the mosaic ends.
@@ -162,7 +163,7 @@ class _Seams:
         if pieces == 0 or across.shape[0] < 2 * MARGIN_PX:
             return
         means = across[:, : pieces * PIECE_PX].reshape(2 * MARGIN_PX, pieces, PIECE_PX).mean(axis=2)
-        means = means[:, covered[: pieces * PIECE_PX].reshape(pieces, PIECE_PX).all(axis=1)]
+        means = means[:, bounded[: pieces * PIECE_PX].reshape(pieces, PIECE_PX).all(axis=1)]
 
         def step(at: int) -> NDArray[Any]:
             inside, outside = means[at : at + SIDE_PX].mean(axis=0), means[at - SIDE_PX : at].mean(axis=0)
@@ -190,13 +191,3 @@ def _neighbours(tiles: list[Box]) -> list[list[Box]]:
         columns = (edges[:, 1] <= t.x1) & (edges[:, 3] >= t.x0)
         near.append([tiles[n] for n in np.flatnonzero(rows & columns) if n != k])
     return near
-
-
-def _covered(line: Box, tiles: list[Box]) -> NDArray[np.bool_]:
-    """Return, for each pixel of a line one pixel wide, whether a tile covers it."""
-    mask = np.zeros((line.height, line.width), bool)
-    for tile in tiles:
-        part = tile.intersect(line)
-        if not part.empty:
-            mask[part.y0 - line.y0 : part.y1 - line.y0, part.x0 - line.x0 : part.x1 - line.x0] = True
-    return mask.ravel()
