@@ -160,7 +160,3 @@ class Mechanics:
         """Stop all axes dead."""
         for axis in self.axes:
             axis.freeze(now_s)
-
-    def at_end(self, now_s: float) -> bool:
-        """Whether any load stands on a limit switch."""
-        return any(not axis.low < axis.carriage(now_s) < axis.high for axis in self.axes)

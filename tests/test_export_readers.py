@@ -33,7 +33,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def missing(module: str) -> str:
-    return f"{module} is not installed (extra `readers`)"
+    return f"{module} is not installed (extra `{'readers-cuda' if module.startswith('cucim') else 'readers'}`)"
 
 
 def samples_last(pixels: np.ndarray) -> np.ndarray:
