@@ -134,7 +134,6 @@ class _Strips:
         self._k = outputs + self._masked
         self._below = np.zeros((self._along.fade, self._across.length, self._k), np.float32)
         self._side = np.zeros((0, 0, self._k), np.float32)
-        self._sums = np.empty((0, 0, self._k), np.float32)
         self._weights: dict[tuple[bool, int], Values] = {}
 
     def take(self, row: int, col: int, output: NDArray[Any] | None) -> None:
@@ -165,9 +164,7 @@ class _Strips:
         y, x = self._along.start(line), self._across.start(at)
         part = output[top - y : bottom - y, left - x : right - x]
         down, right_weights = self._axis(self._along, line), self._axis(self._across, at)
-        if self._sums.shape != shape:
-            self._sums = np.empty(shape, np.float32)
-        sums = self._sums
+        sums = np.empty(shape, np.float32)  # anew for each tile: what is finished is handed on without a copy
         np.multiply(part, down[:, None, None], out=sums[..., : part.shape[2]], casting="same_kind")
         if self._masked:
             sums[..., -1] = down[:, None]
@@ -195,6 +192,6 @@ class _Strips:
             weight = sums[..., -1:]
             sums = np.divide(sums[..., :-1], weight, out=np.zeros_like(sums[..., :-1]), where=weight > 0)
         if self._plan.by_columns:
-            self._write(left, top, np.ascontiguousarray(sums.swapaxes(0, 1)))
+            self._write(left, top, sums.swapaxes(0, 1))
         else:
-            self._write(top, left, np.ascontiguousarray(sums))
+            self._write(top, left, sums)
