@@ -84,7 +84,10 @@ class CameraConfig(Section):
     """`[camera]`: the driver and the frame."""
 
     driver: str = "sim"
-    device: str = ""
+    device: str = Field("", description="Path, number, URL, pipeline or name, as the driver takes it.")
+    properties: tuple[Annotated[str, Field(pattern="^[^=]+=")], ...] = Field(
+        (), description='"Name=value" of the camera\'s own, set in order and read back: aravis, micromanager.'
+    )
     width_px: int = Field(1224, ge=64, le=16384)
     height_px: int = Field(1024, ge=64, le=16384)
     channels: Literal[1, 3] = 3
