@@ -1,9 +1,13 @@
-"""How much memory this process has needed."""
+"""How much memory this process has needed, and how much it may have."""
 
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterator
 from pathlib import Path
+
+SERVICE = "system.slice/edge-scanner.service"
+"""Where systemd puts the daemon; the doctor, run from a shell, looks there too while the service runs."""
 
 
 def peak_rss_mib() -> float:
@@ -14,3 +18,60 @@ def peak_rss_mib() -> float:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def memory_limit(root: Path = Path("/")) -> tuple[int, str]:
+    """Return the bytes that the daemon can have at most, and what bounds them.
+
+    Parameters
+    ----------
+    root : Path
+        Where `proc` and `sys` lie.
+
+    Returns
+    -------
+    int
+        The smallest of the machine's memory and the limits of its control groups (v1, v2), systemd's `MemoryMax`
+        among them.
+    str
+        Which one it is.
+    """
+    return min([(meminfo("MemTotal", root), "the machine's memory"), *_groups(root)])
+
+
+def meminfo(name: str, root: Path = Path("/")) -> int:
+    """Return a line of `/proc/meminfo` in bytes."""
+    for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)
+
+
+def _groups(root: Path) -> Iterator[tuple[int, str]]:
+    mounted = root / "sys/fs/cgroup"
+    try:
+        own = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in [*own, f"0::/{SERVICE}", f"1:memory:/{SERVICE}"]:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, file = mounted, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, file = mounted / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = top / path.lstrip("/")
+        for at in (group, *group.parents):
+            if not at.is_relative_to(top):
+                break
+            limit = _limit(at / file)
+            if limit is not None:
+                yield limit, f"the memory limit of the control group {at.name if at != top else '/'}"
+
+
+def _limit(file: Path) -> int | None:
+    try:
+        return int(file.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no such group, or "max"
+        return None

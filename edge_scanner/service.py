@@ -19,6 +19,7 @@ from edge_scanner.control.server import ControlServer
 from edge_scanner.devices.rig import build_rig
 from edge_scanner.logs import EventHandler
 from edge_scanner.scanner import Scanner
+from edge_scanner.scanner.budget import Budget
 from edge_scanner.state import State
 
 _log = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ def run(config: Config) -> None:
     Raises
     ------
     ScannerError
-        When a device, an endpoint or the storage root cannot be used.
+        When a device, an endpoint or the storage root cannot be used, or the memory cannot hold the buffers.
     """
+    _check_memory(config)
     limit_native_threads()
     faulthandler.enable()  # the watchdog's SIGABRT then shows where every thread hangs
     slow_s = START_S + config.stage.timeout_s + config.camera.timeout_s
@@ -66,6 +68,13 @@ def run(config: Config) -> None:
             server.serve_forever(tick)
         finally:
             scanner.close()
+
+
+def _check_memory(config: Config) -> None:
+    budget = Budget.of(config)
+    budget.check()
+    if (doubt := budget.doubt()) is not None:
+        _log.warning("%s", doubt)
 
 
 class Watchdog:

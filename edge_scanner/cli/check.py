@@ -25,6 +25,7 @@ from edge_scanner.devices.contract import check_camera, check_illumination, chec
 from edge_scanner.devices.rig import build_rig
 from edge_scanner.errors import ScannerError
 from edge_scanner.focus.model import OnnxFocusModel
+from edge_scanner.scanner.budget import Budget
 from edge_scanner.shading import FlatField
 
 PROBE_BYTES = 32 << 20
@@ -96,16 +97,11 @@ def _storage(config: Config) -> Iterator[Finding]:
 
 def _memory(config: Config) -> Iterator[Finding]:
     def memory() -> str:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        camera = config.camera
-        frame = camera.width_px * camera.height_px * camera.channels * camera.bits // 8
-        needed = int((config.scan.buffer_mb + config.scan.cache_mb) * 1e6) + 12 * frame + (300 << 20)
-        if needed > total:
-            raise ScannerError(
-                f"The buffers need {needed >> 20} MiB; the machine has {total >> 20}.",
-                "Lower scan.buffer_mb and scan.cache_mb.",
-            )
-        return f"{needed >> 20} MiB planned of {total >> 20} MiB"
+        budget = Budget.of(config)
+        told = budget.check()
+        if (doubt := budget.doubt()) is not None:
+            raise doubt
+        return told
 
     yield _guarded("memory", memory)
 
