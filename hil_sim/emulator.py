@@ -7,8 +7,9 @@ LINK becomes a serial port; CONTROL is a ZeroMQ REP socket beside it, JSON both 
 `{"cmd": "set", "garble": 0.01, …}`   noise (`garble drop lose late_s`), `stuck_busy`, `idle_early`
 `{"cmd": "do", "what": …}`            `limit reset unplug replug slip` (`um`: x, y, z), at once, or with
                                       `"when": "moving"` as soon as something moves
-`{"cmd": "heard"}`                    halt bytes heard: `halts`, monotonic `halt_t` of the last; `bytes`;
-                                      `refused` targets beyond the controller's limits; `armed` faults
+`{"cmd": "heard"}`                    halt bytes heard: `halts`, monotonic `halt_t` of the first since this
+                                      was asked before, or null; `bytes`; `refused` targets beyond the
+                                      controller's limits; `armed` faults
 `{"cmd": "end"}`                      the program ends
 ====================================  ===============================================================
 """
@@ -79,7 +80,7 @@ class Emulator:
         self._firmware.receive(data, self._now_s())
         self._heard["bytes"] += len(data)
         if self._firmware.halts > before:
-            self._heard |= {"halts": self._firmware.halts, "halt_t": came_s}
+            self._heard |= {"halts": self._firmware.halts, "halt_t": self._heard["halt_t"] or came_s}
 
     def _fire(self) -> None:
         if self._armed and self._firmware.mechanics.moving(self._now_s()):
@@ -102,7 +103,9 @@ class Emulator:
             case "do":
                 self._do(asked)
             case "heard":
-                return {**self._heard, "refused": firmware.refused, "armed": len(self._armed)}
+                told = {**self._heard, "refused": firmware.refused, "armed": len(self._armed)}
+                self._heard["halt_t"] = None
+                return told
             case "end":
                 self._ending = True
             case other:

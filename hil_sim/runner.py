@@ -181,7 +181,9 @@ class _Performance:
 
     def _stop(self, client: Client) -> None:
         """Stop, and measure how soon the halt bytes came and how far the load went afterwards, once at rest."""
-        stage, asked_s = self._sides["stage"], time.monotonic()
+        stage = self._sides["stage"]
+        stage.ask("heard")  # from here on
+        asked_s = time.monotonic()
         client.stop()
         heard = stage.ask("heard")
         if heard["halt_t"] is not None:

@@ -99,7 +99,6 @@ class Grbl(Firmware):
         self._say("", "Grbl 1.1h ['$' for help]", "[MSG:'$H'|'$X' to unlock]")
 
     def _soft_reset(self, now_s: float) -> None:
-        self.halts += 1
         if self.mechanics.moving(now_s):
             self.mechanics.freeze(now_s)
             self._say("ALARM:3")

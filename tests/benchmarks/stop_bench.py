@@ -45,6 +45,7 @@ def measure(protocol: str, instants: int, folder: Path) -> tuple[list[float], fl
             if during == "SCANNING":
                 until(client, "SCANNING", "FAULT")
             time.sleep(dice.uniform(0.0, 0.3 if during == "HOMING" else 0.8))
+            stage.ask("heard")  # from here on
             asked_s = time.monotonic()
             client.stop()
             heard = stage.ask("heard")["halt_t"]
