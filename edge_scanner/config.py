@@ -134,6 +134,10 @@ class IlluminationConfig(Section):
 
     driver: str = "sim"
     level: Share = 1.0
+    source: int = Field(0, ge=0, le=255, description="squid: the firmware's number of the light; 0: the LED array.")
+    chip: str = Field("/dev/gpiochip0", description="gpio: the chip.")
+    line: str = Field("", description="gpio: the line that the lamp hangs on, its number or its name.")
+    active_low: bool = Field(False, description="gpio: the lamp shines while the line is low.")
     brightfield: bool = Field(True, description="False: fluorescence, dark background.")
     wavelength_um: Positive = Field(0.53, description="Mono cameras; RGB uses 0.61, 0.53 and 0.46.")
 
@@ -175,7 +179,9 @@ class FocusConfig(Section):
     max_frames: int = Field(25, ge=3)
     z_start_um: Finite = 0.0
     blank_texture: Positive = Field(4.0, description="Coarse contrast, in noise units, below which a tile is blank.")
+    max_failed: int = Field(30, ge=1, description="Tiles in a row that could not be focused before the scan pauses.")
     model: str = Field("", description="ONNX file; empty: the one that ships.")
+    calibration: str = Field("", description="File of `calibrate focus`; empty: the model as it was trained.")
     providers: tuple[Literal["tensorrt", "cuda", "cpu"], ...] = Field(
         ("tensorrt", "cuda", "cpu"), min_length=1, description="Execution providers of the model, best first."
     )
@@ -260,6 +266,11 @@ class Config(Section):
         """How far, one sigma, a tile may lie from the stage model; the simulator's own error counts."""
         simulated = self.sim.stage_error_um if self.stage.driver == "sim" else 0.0
         return max(self.stage.error_um, simulated)
+
+    @property
+    def focusable(self) -> bool:
+        """Whether z is looked for and changes the picture: not on a simulator without blur."""
+        return self.focus.mode != "off" and self.sim.blur
 
     @property
     def fill_value(self) -> int:

@@ -14,7 +14,7 @@ class Illumination(ABC):
 
     @abstractmethod
     def off(self) -> None:
-        """Switch off; from any thread; idempotent."""
+        """Switch off; from any thread; idempotent. A controller that is gone is no error: nothing more can be done."""
 
 
 class NoIllumination(Illumination):

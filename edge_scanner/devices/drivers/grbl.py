@@ -1,18 +1,24 @@
-"""The driver `grbl`: GRBL 1.1 with homing switches, in absolute machine coordinates by jogging.
+"""The driver `grbl`: GRBL 1.1 with homing switches, in absolute machine coordinates by jogging; light on the spindle.
 
-z may be scaled: with `stage.z_scale` 10 the controller's millimetre is 0.1 mm, so that three decimals are 0.1 um.
+z may be scaled: with `stage.z_scale` 10 the controller's millimetre is 0.1 mm, so that three decimals are 0.1 um. The
+lamp hangs on the spindle output (PWM): every halt of the stage is a reset, which puts it off as well.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 
 from edge_scanner.config import Config
 from edge_scanner.devices.clock import Clock
+from edge_scanner.devices.illumination import Illumination
+from edge_scanner.devices.serial_line import SerialLine
 from edge_scanner.devices.serial_stage import REPLY_S, Report, SerialStage
 from edge_scanner.devices.stage import Stage
-from edge_scanner.errors import DeviceError
+from edge_scanner.errors import ConfigError, DeviceError
 from edge_scanner.geometry import Position
+
+_log = logging.getLogger(__name__)
 
 BANNER_S = 4.0
 """Opening the port may reset the board, which then takes 1.4 s to greet."""
@@ -21,6 +27,9 @@ _RESET = b"\x18"
 _JOG_CANCEL = b"\x85"
 _STATUS = re.compile(r"<(\w+)(?::\d)?\|MPos:(-?\d+\.\d{3}),(-?\d+\.\d{3}),(-?\d+\.\d{3})(?:\|[^<>]*)?>")
 _SETTING = re.compile(r"^\$(\d+)=(\d+)")
+_SPINDLE = re.compile(r"\|FS:\d+,(\d+)")
+_TOP_SPEED, _LASER_MODE = "30", "32"
+_TRIES = 3
 _ALARMS = {"1": "a limit switch was hit", "2": "a target lay beyond its travel", "3": "it was reset while moving"}
 _HOMING = frozenset("6789")
 
@@ -30,10 +39,46 @@ class GrblStage(SerialStage):
 
     baud = 115_200
 
+    def __init__(self, config: Config, clock: Clock, line: SerialLine | None = None) -> None:
+        super().__init__(config, clock, line)
+        self._settings: dict[str, str] = {}
+        self._spindle = 0
+
+    def light_on(self, level: float) -> None:
+        """Turn the spindle output on, 0 to 1 of its top speed, and read it back; the scan's thread, stage homed.
+
+        Raises
+        ------
+        DeviceError
+            When the controller is set up for a laser, or the output does not follow.
+        """
+        if self._settings.get(_LASER_MODE, "0") != "0":
+            raise DeviceError(
+                "The GRBL controller is in laser mode, which darkens the lamp whenever nothing is cut.", "Set $32=0."
+            )
+        wanted = round(level * int(self._settings.get(_TOP_SPEED, "1000")))
+        for _ in range(_TRIES):
+            self._pending()
+            self._line.send(f"M3 S{wanted}\n".encode())
+            if self._query() is not None and self._spindle == wanted:
+                return
+        raise DeviceError("The GRBL controller did not switch the light on.", "Check that it has a spindle output.")
+
+    def light_off(self) -> None:
+        """Turn the spindle output off; from any thread, halted or not. Where the line is lost nothing can be done.
+
+        GRBL refuses it during a jog; what ends a jog early is the halt, which puts the output off by itself.
+        """
+        if self._line.is_open:
+            try:
+                self._line.urgent(b"M5\n")
+            except DeviceError as error:
+                _log.error("The light could not be switched off: %s", error)
+
     def _identify(self) -> str:
         self._reset()
         version = next((line for line in self._ask("$I") if line.startswith("[VER:")), None)
-        settings = dict(pair for line in self._ask("$$") for pair in _SETTING.findall(line))
+        settings = self._settings = dict(pair for line in self._ask("$$") for pair in _SETTING.findall(line))
         if version is None:
             raise DeviceError("The controller greets like GRBL but tells no version.", "GRBL 1.1 is needed.")
         if settings.get("22") != "1":
@@ -124,8 +169,39 @@ class GrblStage(SerialStage):
             return None
         if match[1] in ("Alarm", "Door", "Sleep"):
             raise DeviceError(f"GRBL is in state {match[1]}.", "Clear the cause, then reset and home.")
+        if spindle := _SPINDLE.search(line):
+            self._spindle = int(spindle[1])
         x, y, z = (float(text) * 1000 for text in match.groups()[1:])
         return Report(match[1] == "Idle", Position(x, y, z / self._stage.z_scale))
+
+
+class GrblLight(Illumination):
+    """The lamp on the spindle output of the stage's controller."""
+
+    def __init__(self, config: Config, stage: GrblStage) -> None:
+        self._level = config.illumination.level
+        self._stage = stage
+
+    def on(self) -> None:
+        """Switch on at the configured level."""
+        self._stage.light_on(self._level)
+
+    def off(self) -> None:
+        """Switch off."""
+        self._stage.light_off()
+
+
+def make_illumination(config: Config, clock: Clock, stage: Stage) -> Illumination:  # noqa: ARG001
+    """Return the light on the stage's controller.
+
+    Raises
+    ------
+    ConfigError
+        When the stage is another one.
+    """
+    if not isinstance(stage, GrblStage):
+        raise ConfigError("illumination.driver grbl needs stage.driver grbl.", "They share one controller.")
+    return GrblLight(config, stage)
 
 
 def make_stage(config: Config, clock: Clock) -> Stage:

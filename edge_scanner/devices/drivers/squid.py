@@ -1,19 +1,25 @@
-"""The driver `squid`: the Squid / Cephla microcontroller.
+"""The driver `squid`: the Squid / Cephla microcontroller, stage and light.
 
-Its firmware has no halt: `stop` asks for a relative move of nothing on each axis, which is the best it can do.
+Its firmware has no halt: `stop` asks for a relative move of nothing on each axis, which is the best it can do. Its own
+watchdog puts the light off when the host has been silent for a minute.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 from itertools import cycle
 
 from edge_scanner.config import Config
 from edge_scanner.devices.clock import Clock
+from edge_scanner.devices.illumination import Illumination
 from edge_scanner.devices.serial_line import SerialLine
 from edge_scanner.devices.serial_stage import REPLY_S, Report, SerialStage
 from edge_scanner.devices.stage import Stage
-from edge_scanner.errors import DeviceError
+from edge_scanner.errors import ConfigError, DeviceError
 from edge_scanner.geometry import Position
+
+_log = logging.getLogger(__name__)
 
 REPORT_BYTES = 24
 XY_STEP_UM = 2540 / 200 / 16
@@ -22,6 +28,10 @@ Z_STEP_UM = 300 / 200 / 16
 _MOVE_BY = (0, 1, 2)
 _MOVE_TO = (6, 7, 8)
 _HOME, _SET_LIMIT, _SET_SPEED, _HEARTBEAT, _INITIALISE, _RESET = 5, 9, 22, 42, 254, 255
+_LIGHT_ON, _LIGHT_OFF, _SET_LIGHT, _SET_ARRAY, _PORTS_OFF, _WATCHDOG = 10, 11, 12, 13, 39, 40
+_LAST_ARRAY = 8
+"""Sources up to this are patterns of the LED array, which take a colour; the others are ports, which take a level."""
+_WATCHDOG_MS = 60_000
 _AXIS_Z, _AXES_XY = 2, 4
 _LIMIT_CODES = ((0, 1), (2, 3), (4, 5))
 _BUSY, _FAILED = 1, 4
@@ -79,7 +89,36 @@ class SquidStage(SerialStage):
             stage.z_step_um or Z_STEP_UM,
         )
         self._numbers = cycle(range(1, 256))
+        self._order = threading.Lock()
         self._number = self._version = _ANY
+
+    def light_on(self, source: int, level: float) -> None:
+        """Switch a light on, 0 to 1 of its full brightness; the scan's thread.
+
+        Raises
+        ------
+        DeviceError
+            When the controller does not take the command.
+        """
+        if source <= _LAST_ARRAY:
+            self._command(_SET_ARRAY, source, *3 * (round(255 * level),))
+        else:
+            self._command(_SET_LIGHT, source, *round(0xFFFF * level).to_bytes(2, "big"))
+        self._command(_WATCHDOG, *signed(_WATCHDOG_MS))
+        self._command(_LIGHT_ON)
+        if self._read() is None:
+            raise DeviceError("The Squid controller did not switch the light on.", "Check the cable, then reset.")
+
+    def light_off(self) -> None:
+        """Switch every light off; from any thread, halted or not. Where the line is lost nothing can be done."""
+        if not self._line.is_open:
+            return
+        with self._order:
+            first, self._number = next(self._numbers), next(self._numbers)
+            try:
+                self._line.urgent(packet(first, _LIGHT_OFF) + packet(self._number, _PORTS_OFF))
+            except DeviceError as error:
+                _log.error("The light could not be switched off: %s", error)
 
     def _identify(self) -> str:
         self._number, self._version = _ANY, _ANY
@@ -134,9 +173,9 @@ class SquidStage(SerialStage):
         return b"".join(packet(next(self._numbers), opcode) for opcode in _MOVE_BY)
 
     def _command(self, opcode: int, *body: int) -> None:
-        number = next(self._numbers)
-        self._number = number
-        self._line.send(packet(number, opcode, *body))
+        with self._order:  # reports answer the command that came last, whoever sent it
+            self._number = next(self._numbers)
+            self._line.send(packet(self._number, opcode, *body))
 
     def _counts(self, raw: Position) -> tuple[int, ...]:
         lengths = (raw.x_um, raw.y_um, raw.z_um)
@@ -178,6 +217,35 @@ class SquidStage(SerialStage):
         """Tell whether bytes are a report to the last command; a shifted window would pass the CRC once in 256."""
         mine = self._number in (_ANY, report[0]) and self._version in (_ANY, report[22])
         return mine and report[1] <= _FAILED and not any(report[19:22]) and crc8(report) == 0
+
+
+class SquidLight(Illumination):
+    """A light on the stage's controller: `illumination.source` is the firmware's number of it."""
+
+    def __init__(self, config: Config, stage: SquidStage) -> None:
+        self._config = config.illumination
+        self._stage = stage
+
+    def on(self) -> None:
+        """Switch on at the configured level."""
+        self._stage.light_on(self._config.source, self._config.level)
+
+    def off(self) -> None:
+        """Switch off."""
+        self._stage.light_off()
+
+
+def make_illumination(config: Config, clock: Clock, stage: Stage) -> Illumination:  # noqa: ARG001
+    """Return the light on the stage's controller.
+
+    Raises
+    ------
+    ConfigError
+        When the stage is another one.
+    """
+    if not isinstance(stage, SquidStage):
+        raise ConfigError("illumination.driver squid needs stage.driver squid.", "They share one controller.")
+    return SquidLight(config, stage)
 
 
 def make_stage(config: Config, clock: Clock) -> Stage:
