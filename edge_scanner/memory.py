@@ -20,6 +20,14 @@ def peak_rss_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def rss_mib() -> float:
+    """Return how much memory this process has now; where the system does not tell, the most that it had."""
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        return int(pages.read_text(encoding="ascii").split()[1]) * resource.getpagesize() / 2**20
+    return peak_rss_mib()
+
+
 def memory_limit(root: Path = Path("/")) -> tuple[int, str]:
     """Return the bytes that the daemon can have at most, and what bounds them.
 

@@ -1,18 +1,20 @@
-"""What the report needs to remember of each target, and how long each stage took."""
+"""What the report needs to remember: each target, how long each stage took, how much memory the process had."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edge_scanner.memory import rss_mib
 from edge_scanner.tile import PlacedTile, Tile
 
 FRESH_S = 1.0
+SAMPLES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +87,33 @@ class Records:
         """Return the records in index order."""
         with self._lock:
             return [self._records[index] for index in sorted(self._records)]
+
+
+class MemoryTrace:
+    """Resident memory of the process over a scan's time, real seconds. For one thread; `samples` may be read by any.
+
+    Bound: 256 samples, each the most of the steps that it stands for; when they are full, two become one.
+
+    Parameters
+    ----------
+    earlier : iterable of (float, float), optional
+        Samples of the run that this one goes on with; the time between the two is left out.
+    """
+
+    def __init__(self, earlier: Iterable[tuple[float, float]] = ()) -> None:
+        self.samples: tuple[tuple[float, float], ...] = tuple((s, mib) for s, mib in earlier)
+        self._began_s = time.monotonic() - (self.samples[-1][0] if self.samples else 0.0)
+        self._stride, self._steps, self._most_mib = 1, 0, 0.0
+
+    def step(self) -> None:
+        """Look how much memory there is; costs some 10 us."""
+        self._most_mib = max(self._most_mib, rss_mib())
+        self._steps += 1
+        if self._steps < self._stride:
+            return
+        self.samples += ((round(time.monotonic() - self._began_s, 2), round(self._most_mib, 1)),)
+        self._steps, self._most_mib = 0, 0.0
+        if len(self.samples) >= SAMPLES:
+            pairs = zip(self.samples[::2], self.samples[1::2], strict=False)
+            self.samples = tuple((later[0], max(first[1], later[1])) for first, later in pairs)
+            self._stride *= 2

@@ -1,6 +1,7 @@
 """The report's measurements: seams that are there are found, textures are not; PSNR is the textbook's."""
 
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import ndimage
 
 from edge_scanner.geometry import Box
 from edge_scanner.plan import ScanPlan, ScanRegion
+from edge_scanner.report.page import memory_plot
 from edge_scanner.report.quality import EQUAL_DB, measure
 from edge_scanner.report.report import Run, write_report
 from edge_scanner.scanner.scan import run_nested
@@ -115,3 +117,17 @@ def test_where_the_mosaic_ends_is_no_seam():
         return image[box.y0 : box.y1, box.x0 : box.x1]
 
     assert measure(Level0(holed), Box(0, 0, *image.shape[:2]), kept, truth, 255.0).seam_step == 0.0
+
+
+def test_the_page_draws_the_memory_over_the_scan():
+    samples = ((0.5, 300.0), (10.0, 512.5), (700.0, 380.0))
+    drawn = memory_plot(samples, 700.0)
+    svg = ElementTree.fromstring(drawn[: drawn.index("</svg>") + len("</svg>")])
+    points = [tuple(map(float, p.split(","))) for p in svg.find("polyline").get("points").split()]
+    assert len(points) == 3
+    x, y = np.transpose(points)
+    seconds, mib = np.transpose(samples)
+    assert np.corrcoef(x, seconds)[0, 1] == pytest.approx(1, abs=1e-4)
+    assert np.corrcoef(y, mib)[0, 1] == pytest.approx(-1, abs=1e-4)
+    assert "800" in [text.text for text in svg.iter("text")], "the axis reaches beyond the peak"
+    assert "Not sampled" in memory_plot((), 600.0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +52,9 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def write_page(folder: Path, report: ScanReport, plan: ScanPlan, records: list[TileRecord]) -> None:
+def write_page(
+    folder: Path, report: ScanReport, plan: ScanPlan, records: list[TileRecord], memory: Sequence[tuple[float, float]]
+) -> None:
     """Write `report.html` into the scan's folder; `thumbnail.png` is there already."""
     picture = base64.b64encode((folder / "thumbnail.png").read_bytes()).decode()
     values = asdict(report)
@@ -77,7 +80,8 @@ def write_page(folder: Path, report: ScanReport, plan: ScanPlan, records: list[T
 <p>Green: accepted. Grey: blank. Red: rejected. White: not scanned.</p>
 <h2>Focus map</h2>{_focus_map(plan, records)}
 <h2>Holes</h2>{f"<table>{holes}</table>" if holes else "<p>None.</p>"}
-<h2>Life of a tile, ms</h2><table><tr><th>stage</th><th>median</th><th>p95</th></tr>{stages}</table></html>
+<h2>Life of a tile, ms</h2><table><tr><th>stage</th><th>median</th><th>p95</th></tr>{stages}</table>
+<h2>Memory of the daemon</h2>{memory_plot(memory, report.peak_rss_mib)}</html>
 """
     partial = folder / "report.html.partial"
     partial.write_text(body, encoding="utf-8")
@@ -93,6 +97,45 @@ def _map(plan: ScanPlan, records: list[TileRecord], colour: Callable[[TileRecord
     )
     width, height = plan.cols * cell, plan.rows * cell
     return f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}">{boxes}</svg>'
+
+
+def memory_plot(samples: Sequence[tuple[float, float]], peak_mib: float) -> str:
+    """Return an SVG of (seconds, MiB resident) with the process's peak as a dashed line."""
+    if len(samples) < 2:
+        return "<p>Not sampled.</p>"
+    end_s, top_mib = samples[-1][0], _round_up(max(peak_mib, *(mib for _, mib in samples)))
+    unit, scale = ("min", 60.0) if end_s > 600 else ("s", 1.0)
+    width, height, left, right = 720, 240, 64, 24
+
+    def x(s: float) -> float:
+        return left + (width - left - right) * s / max(end_s, 1e-9)
+
+    def y(mib: float) -> float:
+        return height - 32 - (height - 48) * mib / top_mib
+
+    line = " ".join(f"{x(s):.1f},{y(mib):.1f}" for s, mib in samples)
+    rows = "".join(
+        f'<path d="M{left} {y(mib):.1f}H{width - right}" stroke="#e5e5e5"/>'
+        f'<text x="{left - 8}" y="{y(mib) + 4:.1f}" text-anchor="end">{mib:g}</text>'
+        for mib in (top_mib * k / 4 for k in range(5))
+    )
+    columns = "".join(
+        f'<text x="{x(s):.1f}" y="{height - 12}" text-anchor="middle">{s / scale:.3g} {unit}</text>'
+        for s in (end_s * k / 4 for k in range(5))
+    )
+    return (
+        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-size="12" fill="#555">{rows}'
+        f'{columns}<path d="M{left} {y(peak_mib):.1f}H{width - right}" stroke="#a11" stroke-dasharray="4 3"/>'
+        f'<polyline points="{line}" fill="none" stroke="#2b6cb0" stroke-width="1.5"/></svg>'
+        f"<p>MiB resident while tiles came, over real time. Dashed: the most since the daemon started,"
+        f" {peak_mib:.0f} MiB.</p>"
+    )
+
+
+def _round_up(value: float) -> float:
+    """Return the next of 1, 2, 4, 6 or 8 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(max(value, 1.0)))
+    return next(k * power for k in (1, 2, 4, 6, 8, 10) if k * power >= value)
 
 
 def _verdict_colour(record: TileRecord) -> str:

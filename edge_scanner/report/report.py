@@ -67,7 +67,7 @@ class ScanReport:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the scanner measured of a run."""
+    """What the scanner measured of a run; `memory` is (real seconds, MiB resident)."""
 
     scan_id: str
     outcome: str
@@ -77,6 +77,7 @@ class Run:
     buffer_high_bytes: int
     coverage: float
     residual_px: tuple[float, float]
+    memory: tuple[tuple[float, float], ...] = ()
 
 
 def write_report(
@@ -98,7 +99,7 @@ def write_report(
     """
     report = build_report(run, config, plan, frame, store, records, timings)
     write_thumbnail(store, folder / "thumbnail.png")
-    write_page(folder, report, plan, records)
+    write_page(folder, report, plan, records, run.memory)
     save(folder, report)
     return report
 

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from edge_scanner.mosaic import Mosaic
 from edge_scanner.mosaic.mosaic import margin_px
 from edge_scanner.plan import ScanPlan
 from edge_scanner.pyramid import Key, Pyramid
-from edge_scanner.record import Records, Timings
+from edge_scanner.record import MemoryTrace, Records, Timings
 from edge_scanner.register import Match, Registrar
 from edge_scanner.spool import HalvesOnDisk, Spool, checksum, sync_filesystem
 from edge_scanner.store import SlideStore, StoredPart
@@ -144,6 +145,7 @@ class SlideBuild(ABC):
         self.journal = Journal(folder / "journal.sqlite")
         self.store = self._open_store() if resume else self._create_store(scan_id, acquired)
         stored = self._recover_store() if resume else frozenset[Key]()
+        self.memory = MemoryTrace(self.journal.noted("memory") or ())
         self.halves = HalvesOnDisk(folder / "spool", self.store.dtype)
         self._frames = _Frames(self.spool)
         self.mosaic = self._mosaic(stored)
@@ -213,6 +215,7 @@ class SlideBuild(ABC):
                 crc = checksum(tile.pixels)
         with self._timed("register"):
             placed = self.registrar.add(tile)
+        self.memory.step()
         fresh = self.registrar.fresh
         with self._unsaved_lock:
             bare = replace(tile, pixels=None)
@@ -313,15 +316,17 @@ class SlideBuild(ABC):
         sync_filesystem(self.folder)
         for save in unsaved:
             save()
-        self.journal.commit()
+        self.journal.note("memory", self.memory.samples)
         self.durable_tiles += count
 
     def _chunks(self, placed: Iterable[PlacedTile]) -> Iterator[Numbered]:
-        for place in placed:
-            self.records.place(place)
+        for _, line in groupby(placed, lambda place: self.plan.target(place.index).row):
+            places = list(line)
+            for place in places:
+                self.records.place(place)
             with self._unsaved_lock:
-                self._unsaved.append(partial(self.journal.place, place))
-            for chunk in self._timed_each("mosaic", self.pyramid.cascade(self.mosaic.add(place))):
+                self._unsaved += [partial(self.journal.place, place) for place in places]
+            for chunk in self._timed_each("mosaic", self.pyramid.cascade(self.mosaic.add(*places))):
                 number = self._frames.emitted
                 self._frames.emitted += 1
                 yield Numbered(number, chunk)

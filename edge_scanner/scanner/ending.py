@@ -28,6 +28,7 @@ def measure(
         buffer_high_bytes=tiles.high_water_bytes,
         coverage=build.mosaic.coverage,
         residual_px=(summary.residual_px_p50, summary.residual_px_p95),
+        memory=build.memory.samples,
     )
     records = build.records.all()
     return write_report(build.folder, run, build.config, build.plan, build.frame, build.store, records, build.timings)

@@ -1,0 +1,59 @@
+"""The trace of memory: bounded, nothing high is lost, and a resumed scan's goes on where the first one's ended."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from scan_rig import homed_rig, new_scan, small_config
+
+from edge_scanner.journal import Journal
+from edge_scanner.memory import peak_rss_mib, rss_mib
+from edge_scanner.record import SAMPLES, MemoryTrace
+from edge_scanner.scanner.scan import Scan, run_nested
+
+
+@given(st.integers(0, 5 * SAMPLES))
+def test_a_trace_is_bounded_and_ordered(steps):
+    trace = MemoryTrace()
+    for _ in range(steps):
+        trace.step()
+    assert min(steps, SAMPLES // 4) <= len(trace.samples) < SAMPLES
+    seconds = [s for s, _ in trace.samples]
+    assert seconds == sorted(seconds)
+
+
+def test_a_short_rise_is_still_there_after_many_steps():
+    trace = MemoryTrace()
+    before_mib = rss_mib()
+    for _ in range(8):
+        trace.step()
+    held = np.ones(64 << 20, np.uint8)
+    trace.step()
+    del held
+    for _ in range(10 * SAMPLES):
+        trace.step()
+    most_mib = max(mib for _, mib in trace.samples)
+    assert before_mib + 50 < most_mib < peak_rss_mib() + 4, "the kernel counts in batches"
+    assert trace.samples[-1][1] < most_mib - 50
+
+
+def test_a_resumed_scan_goes_on_with_the_trace(tmp_path):
+    config = small_config(tmp_path)
+    scan = new_scan(config, tmp_path / "scan")
+    tiles = scan.acquire()
+    for _ in range(4):
+        for numbered in scan.place(next(tiles)):
+            scan.write(numbered)
+    scan.commit()
+    scan.close()
+    journal = Journal(tmp_path / "scan" / "journal.sqlite")
+    first = journal.noted("memory")
+    journal.close()
+    assert len(first) == 4
+    again = Scan(config, homed_rig(config), scan.plan, scan.folder, scan_id="scan", resume=True)
+    again.recover()
+    run_nested(again)
+    again.close()
+    assert [list(sample) for sample in again.memory.samples[:4]] == first
+    assert len(again.memory.samples) == len(scan.plan)
+    seconds = [s for s, _ in again.memory.samples]
+    assert seconds == sorted(seconds)
