@@ -22,7 +22,7 @@ bench: $(VENV)/.test
 	for b in tests/benchmarks/*_bench.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 survive: $(VENV)/.test
-	$(BIN)/python tests/survive.py --kills 200 --record tests/records/survive.txt
+	$(BIN)/python tests/survive.py --kills 240 --record tests/records/survive.txt
 
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/service/fuzz.py --record tests/records/fuzz.md

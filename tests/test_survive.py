@@ -5,14 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SWEEP = Path(__file__).with_name("survive.py")
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_anywhere_and_resumed_to_the_same_files(seed):
-    done = subprocess.run([sys.executable, SWEEP, "--kills", "10", "--seed", str(seed)], capture_output=True, text=True)
+def test_killed_anywhere_and_resumed_to_the_same_files():
+    done = subprocess.run([sys.executable, SWEEP, "--kills", "20"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 wrong" in done.stdout
+    assert "; 0 wrong." in done.stdout
     assert shutil.which("strace") is None or "fsync" in done.stdout
