@@ -105,7 +105,7 @@ def memory_plot(samples: Sequence[tuple[float, float]], peak_mib: float) -> str:
         return "<p>Not sampled.</p>"
     end_s, top_mib = samples[-1][0], _round_up(max(peak_mib, *(mib for _, mib in samples)))
     unit, scale = ("min", 60.0) if end_s > 600 else ("s", 1.0)
-    width, height, left, right = 720, 240, 64, 24
+    width, height, left, right = 720, 240, 64, 32
 
     def x(s: float) -> float:
         return left + (width - left - right) * s / max(end_s, 1e-9)
@@ -120,8 +120,8 @@ def memory_plot(samples: Sequence[tuple[float, float]], peak_mib: float) -> str:
         for mib in (top_mib * k / 4 for k in range(5))
     )
     columns = "".join(
-        f'<text x="{x(s):.1f}" y="{height - 12}" text-anchor="middle">{s / scale:.3g} {unit}</text>'
-        for s in (end_s * k / 4 for k in range(5))
+        f'<text x="{x(s):.1f}" y="{height - 12}" text-anchor="middle">{s / scale:g} {unit}</text>'
+        for s in np.arange(0.0, end_s * 1.001, scale * _round_up(end_s / scale / 8))
     )
     return (
         f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-size="12" fill="#555">{rows}'
@@ -134,7 +134,7 @@ def memory_plot(samples: Sequence[tuple[float, float]], peak_mib: float) -> str:
 
 def _round_up(value: float) -> float:
     """Return the next of 1, 2, 4, 6 or 8 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(max(value, 1.0)))
+    power = 10.0 ** math.floor(math.log10(max(value, 0.1)))
     return next(k * power for k in (1, 2, 4, 6, 8, 10) if k * power >= value)
 
 
