@@ -96,21 +96,23 @@ class CameraServer:
 
     def _expose(self, exposure_ms: float) -> tuple[dict[str, Any], bytes]:
         began_s = time.monotonic()
-        first = self._where()
+        first = self._truth()
         time.sleep(max(0.0, began_s + exposure_ms / 1000 - time.monotonic()))
-        last = self._where()
-        x, y, z = ((a + b) / 2 for a, b in zip(first, last, strict=True))
+        last = self._truth()
+        x, y, z, light = ((a + b) / 2 for a, b in zip(first, last, strict=True))
         key = (self._config.sim.seed, *(round(1000 * v) & 0xFFFF_FFFF_FFFF for v in (x, y, z)))
         travel = (last[0] - first[0], last[1] - first[1])
-        pixels = np.ascontiguousarray(self._objective.render(Position(x, y, z), key, travel_um=travel)).tobytes()
+        picture = self._objective.render(Position(x, y, z), key, travel_um=travel, brightness=light)
+        pixels = np.ascontiguousarray(picture).tobytes()
         self._log.append((len(self._log) + 1, x, y, z))
         header = {"v": 1, "frame_id": len(self._log), "exposure_ms": exposure_ms, "crc32": zlib.crc32(pixels)}
         return {**header, "age_s": time.monotonic() - began_s}, pixels
 
-    def _where(self) -> tuple[float, float, float]:
+    def _truth(self) -> tuple[float, float, float, float]:
+        """Return where the load is, and how bright the lamp."""
         self._stage.send_json({"cmd": "truth"})
         truth: dict[str, Any] = self._stage.recv_json()  # type: ignore[assignment]
-        return truth["x_um"], truth["y_um"], truth["z_um"]
+        return truth["x_um"], truth["y_um"], truth["z_um"], truth["light"]
 
 
 def main(arguments: list[str]) -> None:

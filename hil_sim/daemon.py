@@ -15,6 +15,8 @@ from edge_scanner.control.client import Client, NoAnswerError
 from hil_sim.scenario import Scenario
 
 START_S = 30.0
+LIGHTS = ("grbl", "squid")
+"""Protocols whose controllers have an output for the lamp."""
 
 
 def settings(scenario: Scenario, folder: Path, out: Path) -> list[str]:
@@ -27,7 +29,7 @@ def settings(scenario: Scenario, folder: Path, out: Path) -> list[str]:
         "stage.acceleration_mm_s2": rig.acceleration_um_s2 * rig.clock**2 / 1000,
         "camera.driver": "remote",
         "camera.device": f"ipc://{folder}/frames",
-        "illumination.driver": "none",
+        "illumination.driver": rig.protocol if rig.protocol in LIGHTS else "none",
         "storage.root": str(out),
         "storage.reserve_mb": 0.0,
         "control.endpoint": f"ipc://{folder}/control",

@@ -3,8 +3,8 @@
 LINK becomes a serial port; CONTROL is a ZeroMQ REP socket beside it, JSON both ways:
 
 ====================================  ===============================================================
-`{"cmd": "truth"}`                    `x_um y_um z_um` of the load, `moving`, monotonic `t`
-`{"cmd": "set", "garble": 0.01, …}`   noise (`garble drop lose late_s`), `stuck_busy`, `idle_early`
+`{"cmd": "truth"}`                    `x_um y_um z_um` of the load, `moving`, `light` (0 to 1), monotonic `t`
+`{"cmd": "set", "garble": 0.01, …}`   noise (`garble drop lose late_s`), `stuck_busy`, `idle_early`, `dead_lamp`
 `{"cmd": "do", "what": …}`            `limit reset unplug replug slip` (`um`: x, y, z), at once, or with
                                       `"when": "moving"` as soon as something moves
 `{"cmd": "heard"}`                    halt bytes heard: `halts`, monotonic `halt_t` of the first since this
@@ -94,7 +94,8 @@ class Emulator:
             case "truth":
                 x, y, z = firmware.mechanics.truth(now_s)
                 moving = firmware.mechanics.moving(now_s)
-                return {"x_um": x, "y_um": y, "z_um": z, "moving": moving, "t": time.monotonic()}
+                where = {"x_um": x, "y_um": y, "z_um": z}
+                return {**where, "moving": moving, "light": firmware.light(), "t": time.monotonic()}
             case "set":
                 for key, value in asked.items():
                     setattr(firmware.faults if hasattr(firmware.faults, key) else self._wire.noise, key, value)

@@ -16,6 +16,7 @@ class Faults:
 
     stuck_busy: bool = False
     idle_early: bool = False
+    dead_lamp: bool = False
 
 
 class Firmware(ABC):
@@ -26,6 +27,11 @@ class Firmware(ABC):
     mechanics : Mechanics
     send : callable
         Takes one whole reply at a time.
+
+    Attributes
+    ----------
+    lamp : float
+        What it gives the lamp, 0 to 1; always 1 where it has no output for one.
     """
 
     def __init__(self, mechanics: Mechanics, send: Callable[[bytes], None]) -> None:
@@ -33,6 +39,7 @@ class Firmware(ABC):
         self.faults = Faults()
         self.halts = 0
         self.refused = 0
+        self.lamp = 1.0
         self._send = send
 
     @abstractmethod
@@ -53,6 +60,10 @@ class Firmware(ABC):
     def hit_limit(self, now_s: float) -> None:
         """Fault: a limit switch closes."""
         self.mechanics.freeze(now_s)
+
+    def light(self) -> float:
+        """Return how bright the lamp truly is."""
+        return 0.0 if self.faults.dead_lamp else self.lamp
 
     def is_busy(self, now_s: float) -> bool:
         """Return what it says of itself: true motion, bent by the faults."""

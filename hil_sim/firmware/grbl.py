@@ -1,4 +1,4 @@
-"""GRBL 1.1h: line protocol, real-time bytes, jogging, homing, alarms, reports."""
+"""GRBL 1.1h: line protocol, real-time bytes, jogging, homing, alarms, reports, spindle output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ BOOT_S = 1.4
 PULL_OFF_UM = 1000.0
 PLANNER = 15
 RX_BYTES = 127
+TOP_SPEED = 1000
 _WORD = re.compile(r"([XYZF])(-?\d*\.?\d+)")
+_SPINDLE = re.compile(r"M5|M3S(\d+)")
 
 
 class Grbl(Firmware):
@@ -22,11 +24,15 @@ class Grbl(Firmware):
     Homing seeks the low end of each axis and pulls off a millimetre (a tenth of the travel where that is short).
     """
 
-    def __init__(self, mechanics: Mechanics, send: Callable[[bytes], None], z_scale: float = 10.0) -> None:
+    def __init__(
+        self, mechanics: Mechanics, send: Callable[[bytes], None], z_scale: float = 10.0, laser_mode: float = 0
+    ) -> None:
         super().__init__(mechanics, send)
+        self._laser_mode = int(laser_mode)
         self._unit_um = (1000.0, 1000.0, 1000.0 / z_scale)
         self._zero_um = list(mechanics.shaft(0.0))
         self._line = bytearray()
+        self.lamp = 0.0
         self._queue: deque[tuple[float, ...]] = deque()
         self._boots_s: float | None = None
         self._homes_s: float | None = None
@@ -93,6 +99,7 @@ class Grbl(Firmware):
         self._queue.clear()
         self._line.clear()
         self._homes_s, self._pulled_off = None, False
+        self.lamp = 0.0
         self._state, self._critical, self._reports = "Alarm", False, 0
 
     def _greet(self) -> None:
@@ -128,11 +135,21 @@ class Grbl(Firmware):
             self._say("[VER:1.1h.20190825:]", "[OPT:VL,15,128]", "ok")
         elif line == "$$":
             travel = (f"${130 + n}={t:.3f}" for n, t in enumerate(self._travel_mm()))
-            self._say("$10=1", "$13=0", "$20=1", "$21=1", "$22=1", "$23=7", *travel, "ok")
+            self._say("$10=1", "$13=0", "$20=1", "$21=1", "$22=1", "$23=7", f"$30={TOP_SPEED}.")
+            self._say("$31=0.", f"$32={self._laser_mode}", *travel, "ok")
         elif line == "":
             self._say("ok")
+        elif spindle := _SPINDLE.fullmatch(line):
+            self._say(self._turn(int(spindle[1] or 0)))
         else:
             self._say("error:9" if self._state == "Alarm" else "error:20")
+
+    def _turn(self, speed: int) -> str:
+        """Set the spindle output; with a laser, nothing shines while nothing is cut."""
+        if self._state in ("Alarm", "Jog"):
+            return "error:9"
+        self.lamp = 0.0 if self._laser_mode else min(speed / TOP_SPEED, 1.0)
+        return "ok"
 
     def _jog(self, words: str, now_s: float) -> str:
         if self._state == "Alarm":
@@ -198,7 +215,7 @@ class Grbl(Firmware):
         if state in ("Idle", "Jog"):
             state = "Jog" if self.is_busy(now_s) else "Idle"
         state = "Hold:1" if state == "Hold" else state
-        text = f"<{state}|MPos:{mpos}|FS:0,0"
+        text = f"<{state}|MPos:{mpos}|FS:0,{round(TOP_SPEED * self.lamp)}"
         every = 30 if state != "Idle" else 10
         if self._reports % every == 0:
             text += "|WCO:0.000,0.000,0.000"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from hil_sim.firmware.base import Firmware
@@ -11,6 +12,7 @@ PERIOD_S = 0.01
 VERSION = 0x14
 STEPS_UM = (0.79375, 0.79375, 0.09375)
 DONE, WORKING, BAD_SUM, INVALID, FAILED = range(5)
+PORTS = (11, 12, 13, 14, 15)
 
 
 def check_sum(data: bytes) -> int:
@@ -34,6 +36,7 @@ class Squid(Firmware):
         self._limits: dict[int, int] = {}
         self._homing: list[int] = []
         self._hopeless = False
+        self._forget_light()
 
     def boot(self, now_s: float) -> None:
         """Forget everything."""
@@ -45,6 +48,12 @@ class Squid(Firmware):
         self.mechanics.freeze(now_s)
         self._zero_um = list(self.mechanics.shaft(now_s))
         self._limits, self._homing, self._hopeless = {}, [], False
+        self._forget_light()
+
+    def _forget_light(self) -> None:
+        self.lamp, self._source, self._levels = 0.0, 0, dict.fromkeys(PORTS, 1.0)
+        self._colour, self._shines = 0.0, False
+        self._watchdog_s, self._heard_s = math.inf, 0.0
 
     def due_s(self) -> float:
         """Return when the next report is due."""
@@ -55,6 +64,9 @@ class Squid(Firmware):
         if now_s < self._next_s:
             return
         self._next_s = max(self._next_s + PERIOD_S, now_s)
+        if now_s - self._heard_s >= self._watchdog_s:
+            self._watchdog_s = math.inf
+            self._shine(False)
         if self._status == WORKING and not self.is_busy(now_s) and not self._hopeless:
             if not self.mechanics.moving(now_s):
                 for n in self._homing:
@@ -80,7 +92,7 @@ class Squid(Firmware):
                 self._id, self._status = command[0], BAD_SUM
                 self._buffer.clear()
                 return
-            self._id, self._status = command[0], DONE
+            self._id, self._status, self._heard_s = command[0], DONE, now_s
             self._obey(command[1], command[2:7], now_s)
             if self.mechanics.moving(now_s) or self._homing or self._hopeless or self.faults.stuck_busy:
                 self._status = WORKING
@@ -102,6 +114,23 @@ class Squid(Firmware):
             self._limits[body[0]] = int.from_bytes(body[1:5], "big", signed=True)
         elif opcode == 255:
             self._restart(now_s)
+        else:
+            self._light(opcode, body)
+
+    def _light(self, opcode: int, body: bytes) -> None:
+        if opcode == 12:
+            self._source = body[0]
+            self._levels[body[0]] = int.from_bytes(body[1:3], "big") / 0xFFFF
+        elif opcode == 13:
+            self._source, self._colour = body[0], max(body[1:4]) / 255
+        elif opcode == 40:
+            self._watchdog_s = int.from_bytes(body[:4], "big") / 1000
+        if opcode in (10, 11, 12, 13, 39):
+            self._shine({10: True, 11: False, 39: False}.get(opcode, self._shines))
+
+    def _shine(self, on: bool) -> None:
+        self._shines = on
+        self.lamp = on * (self._levels[self._source] if self._source in PORTS else self._colour)
 
     def _move_by(self, n: int, steps: int, now_s: float) -> None:
         if steps == 0:
