@@ -218,6 +218,7 @@ class StorageConfig(Section):
 
     root: str = "scans"
     reserve_mb: NotNegative = Field(512.0, description="Room that is never used; a scan pauses before it.")
+    reserve_files: int = Field(256, ge=0, description="The same for files, where the file system has so many inodes.")
 
 
 class ControlConfig(Section):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -58,22 +58,43 @@ class Archive:
         ------
         DiskLowError
         """
-        free = self.room_bytes()
-        needed = bytes_needed(self._config, plan)
-        if needed > free:
+        room, files = self._room()
+        needed, files_needed = bytes_needed(self._config, plan), files_needed_by(self._config, plan)
+        if needed > room:
             raise DiskLowError(
-                f"The scan may need {needed / 1e9:.1f} GB; {max(0, free) / 1e9:.1f} GB are free beside the reserve.",
+                f"The scan may need {needed / 1e9:.1f} GB; {max(0, room) / 1e9:.1f} GB are free beside the reserve.",
                 "Delete old scans or scan less.",
             )
+        if files_needed > files:
+            raise DiskLowError(
+                f"The scan may need {files_needed} files; the disk can take {max(0, files):.0f} beside the reserve.",
+                "Delete old scans, or make the file system with more inodes.",
+            )
 
-    def room_bytes(self) -> int:
+    def missing(self, spare: float = 0.0) -> str:
+        """Return what the reserve and such a share of it more are short of, "12 MB" or "34 files"; "" with room."""
+        room, files = self._room()
+        storage = self._config.storage
+        if room <= (more := spare * storage.reserve_mb * 1e6):
+            return f"{(more - room) / 1e6:.0f} MB"
+        if files <= (more := spare * storage.reserve_files):
+            return f"{more - files:.0f} files"
+        return ""
+
+    def room_bytes(self) -> float:
         """Return the free bytes beside the reserve; negative when the reserve is touched."""
-        return shutil.disk_usage(self.root).free - int(self._config.storage.reserve_mb * 1e6)
+        return self._room()[0]
 
     @property
     def hysteresis_bytes(self) -> int:
         """How much room there must be before a scan that waited for it goes on."""
         return int(self._config.storage.reserve_mb * 1e5)
+
+    def _room(self) -> tuple[float, float]:
+        """Return the bytes and the files that are free beside the reserve; negative where it is touched."""
+        disk, storage = os.statvfs(self.root), self._config.storage
+        files = disk.f_favail - storage.reserve_files if disk.f_files else math.inf  # made as it goes: btrfs and others
+        return disk.f_bavail * disk.f_frsize - storage.reserve_mb * 1e6, files
 
     def create(self, scan_id: str, plan: ScanPlan, started: str) -> Path:
         """Make a scan's folder with its `scan.json` and return it."""
@@ -201,8 +222,19 @@ def bytes_needed(config: Config, plan: ScanPlan) -> int:
     share = {"jpeg": 0.25, "gzip": 0.8, "zstd": 0.8, "none": 1.0}[config.codec]
     store = plan.height_px * plan.width_px * pixel * share * 4 / 3
     copies = 2 if config.export.auto else 1
-    frames = len(plan) if config.scan.keep_tiles else min(len(plan), 6 * plan.cols)
-    return int(copies * store + frames * plan.tile_height_px * plan.tile_width_px * pixel)
+    return int(copies * store + _frames(config, plan) * plan.tile_height_px * plan.tile_width_px * pixel)
+
+
+def files_needed_by(config: Config, plan: ScanPlan) -> int:
+    """Return a cautious estimate of the files of a scan: frames, shards of 8 x 8 chunks and their folders, the rest."""
+    shard_px = 8 * config.mosaic.chunk_px
+    rows, cols = (-(-side // shard_px) for side in (plan.height_px, plan.width_px))
+    return int(_frames(config, plan) + 4 / 3 * rows * (cols + 1)) + 64
+
+
+def _frames(config: Config, plan: ScanPlan) -> int:
+    """Return how many frames wait on the disk at once, at most."""
+    return len(plan) if config.scan.keep_tiles else min(len(plan), 6 * plan.cols)
 
 
 def _journalled(path: Path) -> tuple[str | None, int]:
