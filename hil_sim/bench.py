@@ -78,3 +78,13 @@ def camera(config: Config, folder: Path) -> Iterator[Side]:
     with program("hil_sim.camera", *arguments, endpoint=endpoint) as side:
         side.ask("log")
         yield side
+
+
+@contextlib.contextmanager
+def mjpeg_camera(config: Config, folder: Path) -> Iterator[Side]:
+    """Run a free-running camera over the emulated stage of the same folder; its `url` tells where the stream is."""
+    endpoint = f"ipc://{folder}/camera"
+    settings = json.dumps(configs.dump(config))
+    with program("hil_sim.mjpeg", settings, f"ipc://{folder}/stage", endpoint, endpoint=endpoint) as side:
+        side.ask("log")
+        yield side

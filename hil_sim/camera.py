@@ -18,15 +18,11 @@ import time
 import zlib
 from typing import Any
 
-import numpy as np
 import zmq
 
 from edge_scanner import config as configs
 from edge_scanner.config import Config
-from edge_scanner.geometry import Position
-from edge_scanner.sim.optics import Objective
-from edge_scanner.sim.specimen import open_specimen
-from edge_scanner.sim.surface import FocalSurface
+from hil_sim.eye import Eye
 
 
 class CameraServer:
@@ -37,12 +33,8 @@ class CameraServer:
 
     def __init__(self, config: Config, stage: str) -> None:
         self._config = config
-        specimen = open_specimen(config.sim, config.optics.pixel_size_um)
-        self._objective = Objective(config, specimen, FocalSurface(config.sim, config.stage.limits))
         self._context: zmq.Context[Any] = zmq.Context()
-        self._stage = self._context.socket(zmq.REQ)
-        self._stage.connect(stage)
-        self._log: list[tuple[int, float, float, float]] = []
+        self._eye = Eye(config, self._context, stage)
         self._last: tuple[dict[str, Any], bytes] | None = None
         self._failures: list[str] = []
         self._ending = False
@@ -69,7 +61,7 @@ class CameraServer:
     def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         match asked["cmd"]:
             case "log":
-                return {"frames": self._log}
+                return {"frames": self._eye.log}
             case "fail":
                 self._failures += [asked["how"]] * asked.get("n", 1)
             case "end":
@@ -95,24 +87,10 @@ class CameraServer:
         ]
 
     def _expose(self, exposure_ms: float) -> tuple[dict[str, Any], bytes]:
-        began_s = time.monotonic()
-        first = self._truth()
-        time.sleep(max(0.0, began_s + exposure_ms / 1000 - time.monotonic()))
-        last = self._truth()
-        x, y, z, light = ((a + b) / 2 for a, b in zip(first, last, strict=True))
-        key = (self._config.sim.seed, *(round(1000 * v) & 0xFFFF_FFFF_FFFF for v in (x, y, z)))
-        travel = (last[0] - first[0], last[1] - first[1])
-        picture = self._objective.render(Position(x, y, z), key, travel_um=travel, brightness=light)
-        pixels = np.ascontiguousarray(picture).tobytes()
-        self._log.append((len(self._log) + 1, x, y, z))
-        header = {"v": 1, "frame_id": len(self._log), "exposure_ms": exposure_ms, "crc32": zlib.crc32(pixels)}
-        return {**header, "age_s": time.monotonic() - began_s}, pixels
-
-    def _truth(self) -> tuple[float, float, float, float]:
-        """Return where the load is, and how bright the lamp."""
-        self._stage.send_json({"cmd": "truth"})
-        truth: dict[str, Any] = self._stage.recv_json()  # type: ignore[assignment]
-        return truth["x_um"], truth["y_um"], truth["z_um"], truth["light"]
+        taken = self._eye.expose(exposure_ms)
+        pixels = taken.pixels.tobytes()
+        header = {"v": 1, "frame_id": taken.number, "exposure_ms": exposure_ms, "crc32": zlib.crc32(pixels)}
+        return {**header, "age_s": time.monotonic() - taken.began_s}, pixels
 
 
 def main(arguments: list[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from edge_scanner import config as configs
 from edge_scanner.config import Config
 from edge_scanner.control.client import Client, NoAnswerError
+from hil_sim.hardship import SlowDisk, Throttle
 from hil_sim.scenario import Scenario
 
 START_S = 30.0
@@ -19,16 +20,26 @@ LIGHTS = ("grbl", "squid")
 """Protocols whose controllers have an output for the lamp."""
 
 
-def settings(scenario: Scenario, folder: Path, out: Path) -> list[str]:
-    """Return the daemon's `section.key=value` for a rig whose sockets lie in `folder`."""
+def settings(scenario: Scenario, folder: Path, out: Path, stream: str = "") -> list[str]:
+    """Return the daemon's `section.key=value` for a rig whose sockets lie in `folder`.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    folder : Path
+    out : Path
+        `storage.root`.
+    stream : str
+        URL of a camera that streams; the one that is asked for each frame without it.
+    """
     rig = scenario.stage
     given = {
         "stage.driver": rig.protocol,
         "stage.port": f"{folder}/port",
         "stage.speed_mm_s": rig.speed_um_s * rig.clock / 1000,
         "stage.acceleration_mm_s2": rig.acceleration_um_s2 * rig.clock**2 / 1000,
-        "camera.driver": "remote",
-        "camera.device": f"ipc://{folder}/frames",
+        "camera.driver": "opencv" if stream else "remote",
+        "camera.device": stream or f"ipc://{folder}/frames",
         "illumination.driver": rig.protocol if rig.protocol in LIGHTS else "none",
         "storage.root": str(out),
         "storage.reserve_mb": 0.0,
@@ -49,6 +60,22 @@ class Daemon:
         self.config: Config = configs.load(None, overrides)
         self._log = folder / "daemon.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._hardship: Throttle | SlowDisk | None = None
+
+    def ask(self, cmd: str, share: float = 1.0, delay_ms: float = 0.0) -> None:
+        """Befall it: `throttle` (`share` of the processor's time), `slow_disk` (`delay_ms` a write), `free` again."""
+        assert self._process is not None
+        if self._hardship is not None:
+            self._hardship.end()
+            self._hardship = None
+        if cmd == "throttle":
+            self._hardship = Throttle(self._process.pid, share)
+        elif cmd == "slow_disk":
+            self._hardship = SlowDisk(self._process.pid, delay_ms)
+
+    def client(self) -> Client:
+        """Return another client."""
+        return Client(self.config.control.endpoint, timeout_s=4.0)
 
     def start(self) -> Client:
         """Start it and return a client once it answers.
@@ -60,7 +87,7 @@ class Daemon:
         """
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        client = Client(self.config.control.endpoint, timeout_s=4.0)
+        client = self.client()
         deadline_s = time.monotonic() + START_S
         while time.monotonic() < deadline_s and self._process.poll() is None:
             try:
@@ -73,11 +100,14 @@ class Daemon:
     def kill(self) -> None:
         """End it at once, as a power cut of the process would."""
         assert self._process is not None
+        self.ask("free")
         self._process.kill()
         self._process.wait()
 
     def end(self) -> str:
         """End it by SIGTERM and return what is wrong with how it ended."""
+        if self._process is not None:
+            self.ask("free")
         if self._process is None or self._process.poll() is not None:
             return "" if self._process and self._process.returncode == 0 else "the daemon died by itself"
         self._process.send_signal(signal.SIGTERM)

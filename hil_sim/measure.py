@@ -16,6 +16,7 @@ from edge_scanner.config import Config
 from edge_scanner.geometry import Box
 from edge_scanner.sim.specimen import open_specimen
 
+RIM_PX = 16
 Frames = list[tuple[int, float, float, float]]
 """(frame_id, x_um, y_um, z_um) of every exposure, true positions."""
 
@@ -30,10 +31,7 @@ def truth_px_p95(scan: Path, config: Config, frames: Frames) -> float | None:
         rows = db.execute(
             "SELECT row, col, reached_x_um, reached_y_um, place_x_px, place_y_px FROM tile WHERE registered"
         ).fetchall()
-    angle = math.radians(config.sim.rotation_deg)
-    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    if config.sim.mirror:
-        turn = np.diag([-1, 1]) @ turn
+    turn = _turn(config)
     errors: dict[tuple[int, int], NDArray[Any]] = {}
     for row, col, x_um, y_um, x_px, y_px in rows:
         true = shots[np.argmin(np.hypot(*(shots - (x_um, y_um)).T))]
@@ -48,19 +46,39 @@ def truth_px_p95(scan: Path, config: Config, frames: Frames) -> float | None:
 
 
 def specimen_psnr_db(scan: Path, config: Config) -> float:
-    """Return the PSNR of level 0 against the specimen, one shift of the whole allowed; the rim is left out."""
+    """Return the PSNR of level 0 against the specimen as the camera lies; one shift of the whole allowed, no rim."""
     opened = store.open(scan / "slide.ome.zarr")
     level = opened.levels[0]
-    mosaic = opened.read(0, Box(0, 0, level.height_px, level.width_px)).astype(np.float32)
-    h, w = mosaic.shape[:2]
-    specimen = open_specimen(config.sim, config.optics.pixel_size_um).read(0, 0, h, w).astype(np.float32)
-    grey, true = mosaic.mean(axis=2), specimen.mean(axis=2)
-    (dx, dy), _ = cv2.phaseCorrelate(true, grey, cv2.createHanningWindow((w, h), cv2.CV_32F))
+    h, w = level.height_px, level.width_px
+    mosaic = opened.read(0, Box(0, 0, h, w)).astype(np.float32)
+    true, known = _specimen(config, h, w)
+    grey, true_grey = mosaic.mean(axis=2), true.mean(axis=2)
+    (dx, dy), _ = cv2.phaseCorrelate(true_grey * known, grey * known, cv2.createHanningWindow((w, h), cv2.CV_32F))
     back = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
     moved = cv2.warpAffine(mosaic, back, (w, h), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
-    rim = 16
-    error = (moved - specimen)[rim:-rim, rim:-rim]
+    inside = cv2.erode(known, np.ones((3, 3)), iterations=RIM_PX, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    error = (moved - true)[inside]
     return round(float(10 * np.log10(255**2 / np.mean(error**2))), 2)
+
+
+def _turn(config: Config) -> NDArray[np.float64]:
+    """Return the matrix (x, y) from the stage's axes to the camera's."""
+    angle = math.radians(config.sim.rotation_deg)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    return np.diag([-1, 1]) @ turn if config.sim.mirror else turn
+
+
+def _specimen(config: Config, h: int, w: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the specimen (y, x, c) as a mosaic of that size shows it, and where (1, else 0) it is known."""
+    pixel_mm = config.optics.pixel_size_um / 1000
+    width, height = round(config.sim.tissue_width_mm / pixel_mm), round(config.sim.tissue_height_mm / pixel_mm)
+    specimen = open_specimen(config.sim, config.optics.pixel_size_um).read(0, 0, height, width).astype(np.float32)
+    turn = _turn(config)
+    corners = turn @ [[0, width, 0, width], [0, 0, height, height]]
+    centre = turn @ [[0.5], [0.5]] - 0.5  # pixel centres lie half a pixel inside
+    matrix = np.hstack([turn, centre - corners.min(axis=1, keepdims=True)])
+    picture = cv2.warpAffine(specimen, matrix, (w, h), flags=cv2.INTER_CUBIC)
+    return picture, cv2.warpAffine(np.ones((height, width), np.float32), matrix, (w, h), flags=cv2.INTER_NEAREST)
 
 
 def path_svg(scan: Path, frames: Frames) -> str:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from edge_scanner import config as configs
+from edge_scanner.config import Config
 from edge_scanner.control.client import Client, RemoteError
 from hil_sim import bench, measure
-from hil_sim.daemon import Daemon, settings
+from hil_sim.daemon import LIGHTS, Daemon, settings
+from hil_sim.hardship import small_disk
 from hil_sim.scenario import Budgets, Fault, Scenario, Step
 
 BUSY = ("STARTING", "HOMING", "PREPARING", "SCANNING", "FINISHING", "EXPORTING")
@@ -56,29 +58,47 @@ def run(scenario: Scenario, out: Path) -> Result:
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="hil-") as name, ExitStack() as stack:
-        folder = Path(name)
-        overrides = settings(scenario, folder, out.resolve())
-        config = configs.load(None, overrides)
-        stage = stack.enter_context(bench.emulator(scenario.stage, folder))
-        camera = stack.enter_context(bench.camera(config, folder))
-        performance = _Performance(scenario, Daemon(overrides, folder), stage, camera)
-        try:
-            performance.play()
-        finally:
-            performance.measured["ended"] = performance.end()
-        measured = performance.measured
-        measured["refused_targets"] = stage.ask("heard")["refused"]
-        frames = camera.ask("log")["frames"]
-        scan_id = measured["status"].get("scan_id")
-        if scan_id and measured["status"]["outcome"] == "completed":
-            measured["truth_px_p95"] = measure.truth_px_p95(out / scan_id, config, frames)
-            if scenario.budgets.specimen_psnr_db_min is not None:
-                measured["specimen_psnr_db"] = measure.specimen_psnr_db(out / scan_id, config)
-        if scan_id and frames:
-            (out / "path.svg").write_text(measure.path_svg(out / scan_id, frames))
+        folder, root = Path(name), out.resolve()
+        sides: dict[str, Any] = {}
+        if scenario.disk_mb:
+            root /= "disk"
+            sides["disk"] = stack.enter_context(small_disk(root, scenario.disk_mb))
+        config = configs.load(None, settings(scenario, folder, root))
+        sides["stage"] = stack.enter_context(bench.emulator(scenario.stage, folder))
+        open_camera = bench.mjpeg_camera if scenario.camera == "mjpeg" else bench.camera
+        sides["camera"] = stack.enter_context(open_camera(config, folder))
+        stream = sides["camera"].ask("url")["url"] if scenario.camera == "mjpeg" else ""
+        sides["daemon"] = Daemon(settings(scenario, folder, root, stream), folder)
+        measured = _perform(scenario, sides)
+        frames = sides["camera"].ask("log")["frames"]
+        _measure(measured, scenario, root, config, frames)
+        if (scan_id := measured["status"].get("scan_id")) and frames:
+            (out / "path.svg").write_text(measure.path_svg(root / scan_id, frames))
     result = Result(scenario.name, judge(scenario.budgets, measured), measured)
     (out / "hil.json").write_text(json.dumps({"ok": result.ok, **asdict(result)}, indent=1))
     return result
+
+
+def _perform(scenario: Scenario, sides: dict[str, Any]) -> dict[str, Any]:
+    """Play the script to its end and return what was seen meanwhile."""
+    performance = _Performance(scenario, sides)
+    try:
+        performance.play()
+    finally:
+        performance.measured["ended"] = performance.end()
+    performance.look_at_light()
+    performance.measured["refused_targets"] = sides["stage"].ask("heard")["refused"]
+    return performance.measured
+
+
+def _measure(measured: dict[str, Any], scenario: Scenario, root: Path, config: Config, frames: measure.Frames) -> None:
+    """Add what a completed scan is measured by."""
+    status = measured["status"]
+    if not status.get("scan_id") or status["outcome"] != "completed":
+        return
+    measured["truth_px_p95"] = measure.truth_px_p95(root / status["scan_id"], config, frames)
+    if scenario.budgets.specimen_psnr_db_min is not None:
+        measured["specimen_psnr_db"] = measure.specimen_psnr_db(root / status["scan_id"], config)
 
 
 def judge(budgets: Budgets, measured: dict[str, Any]) -> list[Row]:
@@ -88,10 +108,11 @@ def judge(budgets: Budgets, measured: dict[str, Any]) -> list[Row]:
         Row("script", measured["trouble"] or "done", "done", not measured["trouble"]),
         Row("daemon", measured["ended"] or "ended well", "ended well", not measured["ended"]),
         _equal("state", status["state"], budgets.state),
-        _equal("outcome", status["outcome"], budgets.outcome),
+        _equal("outcome", status["outcome"], budgets.outcome or None),
         _equal("fault_code", (status["fault"] or {}).get("code"), budgets.fault_code),
         _most("wall_s", measured["wall_s"], budgets.wall_s_max),
         _most("refused_targets", measured["refused_targets"], budgets.refused_targets_max),
+        _most("light_left", measured["light_left"], budgets.light_left_max),
     ]
     if budgets.outcome == "completed":
         rows += _completed(budgets, measured, report)
@@ -122,15 +143,16 @@ def _completed(budgets: Budgets, measured: dict[str, Any], report: dict[str, Any
 class _Performance:
     """The script and the faults, on one daemon."""
 
-    def __init__(self, scenario: Scenario, daemon: Daemon, stage: bench.Side, camera: bench.Side) -> None:
+    def __init__(self, scenario: Scenario, sides: dict[str, Any]) -> None:
         self._scenario = scenario
-        self._daemon = daemon
-        self._sides = {"stage": stage, "camera": camera}
+        self._sides = sides
+        self._daemon: Daemon = sides["daemon"]
         self._waiting = list(scenario.faults)
         self._under_way: list[tuple[float, Fault]] = []
         self._client: Client | None = None
+        self._hanging: list[tuple[Client, Any]] = []
         self._began_s = time.monotonic()
-        self.measured: dict[str, Any] = {"trouble": "", "status": {}, "wall_s": 0.0}
+        self.measured: dict[str, Any] = {"trouble": "", "status": {}, "wall_s": 0.0, "light_left": 0.0}
 
     def play(self) -> None:
         """Go through the script; what goes wrong is noted as trouble."""
@@ -144,12 +166,23 @@ class _Performance:
         except Exception as error:  # noqa: BLE001 - any trouble is the scenario's result
             self.measured["trouble"] = f"{type(error).__name__}: {error}"
         self.measured["wall_s"] = round(time.monotonic() - self._began_s, 2)
-        self.measured["status"] = self._client.status()
+        status = self.measured["status"] = self._client.status()
+        if status["state"] not in BUSY:
+            self.look_at_light()
+
+    def look_at_light(self) -> None:
+        """Note how bright the lamp is where it should be off."""
+        if self._scenario.stage.protocol in LIGHTS:
+            left = self._sides["stage"].ask("truth")["light"]
+            self.measured["light_left"] = max(left, self.measured["light_left"])
 
     def end(self) -> str:
         """End the daemon; return what is wrong with how it ended."""
-        if self._client is not None:
-            self._client.close()
+        for _, events in self._hanging:
+            events.close()
+        for client in (self._client, *(client for client, _ in self._hanging)):
+            if client is not None:
+                client.close()
         return self._daemon.end()
 
     def _step(self, step: Step) -> str:
@@ -161,11 +194,23 @@ class _Performance:
             self._daemon.kill()
             self._client = self._daemon.start()
             return ""
+        if step.do == "leave":
+            self._leave(step.hold_s)
+            return ""
         try:
             self._command(step, self._client)
         except RemoteError as error:
             return "" if error.code == step.refused else f"{error.code}: {error}"
         return f"it was not refused with {step.refused}" if step.refused else ""
+
+    def _leave(self, for_s: float) -> None:
+        """Hang, subscribed and with the lease, as a user interface whose machine sleeps; another one comes later."""
+        assert self._client is not None
+        events = self._client.events()
+        next(events)
+        self._hanging.append((self._client, events))
+        time.sleep(for_s)
+        self._client = self._daemon.client()
 
     def _command(self, step: Step, client: Client) -> None:
         if step.do == "scan" and step.again:
@@ -177,7 +222,7 @@ class _Performance:
         else:
             getattr(client, step.do)()
         if step.do in ("home", "reset"):
-            self._wait(Step(do="wait", state="" if step.do == "home" else "IDLE"))
+            self._wait(Step(do="wait", state=step.state if step.do == "home" else "IDLE"))
 
     def _stop(self, client: Client) -> None:
         """Stop, and measure how soon the halt bytes came and how far the load went afterwards, once at rest."""
@@ -189,6 +234,7 @@ class _Performance:
         if heard["halt_t"] is not None:
             stop_ms = round(1000 * (heard["halt_t"] - asked_s), 2)
             self.measured["stop_ms"] = max(stop_ms, self.measured.get("stop_ms", 0.0))
+        self.look_at_light()
         time.sleep(COAST_S)
         first = stage.ask("truth")
         time.sleep(COAST_S)
@@ -199,10 +245,14 @@ class _Performance:
     def _wait(self, step: Step) -> str:
         assert self._client is not None
         deadline_s = self._began_s + self._scenario.budgets.wall_s_max
+        until_s = time.monotonic() + step.hold_s
         while True:
             status = self._client.status()
             self._fire(status)
             state = status["state"]
+            if time.monotonic() < until_s:
+                time.sleep(POLL_S)
+                continue
             if step.state and state == step.state:
                 return ""
             if not step.state and (status["done"] >= step.tiles if step.tiles else state not in BUSY):

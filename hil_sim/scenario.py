@@ -27,22 +27,25 @@ class Step(Section):
     ----------
     do : str
         A command of the daemon, or `wait` (until it works no more, or until `state` or `tiles`), or `kill` (-9, and
-        start again).
+        start again), or `leave` (the user interface vanishes for `hold_s`, then another one comes).
     region_mm : (x, y, width, height)
         Of `scan`.
     again : bool
         `scan` goes on with the last scan.
     state, tiles
-        What `wait` waits for.
+        What `wait` waits for; after `home`, the state in which to go on with the script.
+    hold_s : float
+        How long `wait` waits at least.
     refused : str
         The code with which the daemon must refuse.
     """
 
-    do: Literal["home", "scan", "pause", "resume", "cancel", "stop", "reset", "wait", "kill"]
+    do: Literal["home", "scan", "pause", "resume", "cancel", "stop", "reset", "wait", "kill", "leave"]
     region_mm: tuple[float, float, float, float] = (0.0, 0.0, 0.8, 0.6)
     again: bool = False
     state: str = ""
     tiles: int = 0
+    hold_s: float = 0.0
     refused: str = ""
 
 
@@ -52,9 +55,9 @@ class Fault(Section):
     Parameters
     ----------
     on : str
-        `stage` or `camera`.
+        `stage`, `camera`, `daemon` or `disk`.
     what : dict
-        The command of its side socket, see `hil_sim.emulator` and `hil_sim.camera`.
+        The command of its side socket, see `hil_sim.emulator` and `hil_sim.camera`; of `Daemon.ask`, `SmallDisk.ask`.
     after_tiles : int
     after_s : float
         Since the start of the script.
@@ -63,7 +66,7 @@ class Fault(Section):
         The command that ends it.
     """
 
-    on: Literal["stage", "camera"] = "stage"
+    on: Literal["stage", "camera", "daemon", "disk"] = "stage"
     what: dict[str, Any]
     after_tiles: int = 0
     after_s: float = 0.0
@@ -72,10 +75,10 @@ class Fault(Section):
 
 
 class Budgets(Section):
-    """What must hold at the end; what is left out is not asked."""
+    """What must hold at the end; what is left out is not asked. `outcome` is empty for a scan that did not end."""
 
     state: str = "IDLE"
-    outcome: str | None = "completed"
+    outcome: str = "completed"
     fault_code: str | None = None
     rejected_max: int = 0
     holes_max: int = 0
@@ -85,15 +88,30 @@ class Budgets(Section):
     peak_rss_mib_max: float = 600.0
     stop_ms_max: float | None = None
     moved_after_stop_um_max: float | None = None
+    light_left_max: float = 0.0
     refused_targets_max: int = 0
     wall_s_max: float = 60.0
 
 
 class Scenario(Section):
-    """One hardware-in-the-loop run."""
+    """One hardware-in-the-loop run.
+
+    Parameters
+    ----------
+    name : str
+    stage : StageRig
+    camera : str
+        `remote`: frame by frame, without loss; `mjpeg`: a free-running stream, read by the driver `opencv`.
+    disk_mb : float
+        Scans go to a file system of that size; 0: to the folder itself.
+    config : dict
+        `section.key` of the daemon.
+    """
 
     name: str
     stage: StageRig
+    camera: Literal["remote", "mjpeg"] = "remote"
+    disk_mb: float = 0.0
     config: dict[str, Any] = {}
     script: list[Step]
     faults: list[Fault] = []
