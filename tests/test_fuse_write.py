@@ -19,6 +19,8 @@ from edge_scanner.store import SlideStore
 
 IMAGE = picture(300, 260)
 PLACES = grid(300, 260, 60, 50)
+NARROW_MB = 0.08
+"""Tiles kept; not enough for the whole width at chunks of 16 px, so there are bands."""
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +59,32 @@ def test_other_readers_see_the_same(source, tmp_path):
 @pytest.mark.parametrize("after", [1, 3])
 def test_an_interrupted_fusion_goes_on_and_gives_the_same_bytes(source, tmp_path, after, codec):
     straight = tmp_path / "straight.ome.zarr"
-    whole = fuse_slide(open_source(source), straight, chunk_px=16, codec=codec)
+    options = {"chunk_px": 16, "codec": codec, "memory_mb": NARROW_MB}
+    whole = fuse_slide(open_source(source), straight, **options)
     out = tmp_path / "o" / "straight.ome.zarr"
     polled = iter(range(1000))
     with pytest.raises(AbortedError):
-        fuse_slide(open_source(source), out, chunk_px=16, codec=codec, cancelled=lambda: next(polled) >= after)
+        fuse_slide(open_source(source), out, **options, cancelled=lambda: next(polled) >= after)
     assert not out.exists()
-    report = fuse_slide(open_source(source), out, chunk_px=16, codec=codec)
+    report = fuse_slide(open_source(source), out, **options)
     assert (report.pieces, report.pieces_computed) == (whole.pieces, whole.pieces - after)
     for a, b in zip(levels(straight), levels(out), strict=True):
         assert np.array_equal(a, b)
     assert everything(out).keys() == everything(straight).keys()
+
+
+def test_a_run_with_other_memory_starts_anew(source, tmp_path):
+    out = tmp_path / "o.ome.zarr"
+    polled = iter(range(1000))
+    with pytest.raises(AbortedError):
+        fuse_slide(open_source(source), out, chunk_px=16, memory_mb=NARROW_MB, cancelled=lambda: next(polled) >= 2)
+    report = fuse_slide(open_source(source), out, chunk_px=16)
+    assert report.pieces == report.pieces_computed
+    assert np.array_equal(levels(out)[0], IMAGE)
+
+
+def test_wide_memory_reads_each_tile_once(source, tmp_path):
+    assert fuse_slide(open_source(source), tmp_path / "o.ome.zarr", chunk_px=16).loads_per_tile == 1
 
 
 def test_a_torn_end_is_cut_off_and_done_again(source, tmp_path):

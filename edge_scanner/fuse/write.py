@@ -24,8 +24,6 @@ from edge_scanner.tile import Chunk, Pixels
 SHARD_CHUNKS = 8
 TOP = int(math.log2(SHARD_CHUNKS))
 """The level at which a shard of level 0 has become one chunk."""
-_WIDE = 4
-"""A piece is at least so many tiles wide, where memory allows: then tiles are read 1 + 1/4 times or less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ def pieces(fusion: Fusion, chunk_px: int, cache_bytes: int) -> list[Piece]:
     """Return the pieces in the order of work: bands of some shards' width, each from top to bottom.
 
     While a band is worked down, chunk row after chunk row, only the tiles of that row must be kept; what is read twice
-    is what crosses from one band into the next.
+    is what crosses from one band into the next. So a band is as wide as memory allows; often there is just one.
 
     Parameters
     ----------
@@ -60,10 +58,9 @@ def pieces(fusion: Fusion, chunk_px: int, cache_bytes: int) -> list[Piece]:
     height, width = (-(-side // chunk_px) for side in fusion.extent)
     tile_height, tile_width, tile_bytes = fusion.tile_extent
     shard = SHARD_CHUNKS * chunk_px
-    shards = max(1, math.ceil(_WIDE * tile_width / shard))
-    tiles_down = 1.25 * chunk_px / tile_height + 1
-    while shards > 1 and (1.25 * shards * shard / tile_width + 1) * tiles_down * tile_bytes > cache_bytes:
-        shards -= 1
+    tiles_across = cache_bytes / (tile_bytes * (1.25 * chunk_px / tile_height + 1))
+    room_px = (tiles_across - 1) * tile_width / 1.25
+    shards = math.ceil(fusion.extent[1] / shard) if room_px >= fusion.extent[1] else max(1, int(room_px / shard))
     step = shards * SHARD_CHUNKS
     return [
         Piece(range(top, min(top + SHARD_CHUNKS, height)), range(left, min(left + step, width)))
@@ -127,7 +124,7 @@ def write(
         raise UsageError(f"The output {out} exists.", "Give another name or --overwrite.")
     partial = out.with_name(out.name + ".partial")
     todo = pieces(fusion, chunk_px, cache_bytes)
-    known = Progress.open(partial, identity)
+    known = Progress.open(partial, f"{identity}:{todo[0].cols.stop}")  # with other memory, the pieces are others
     store = known.store or _create(fusion, partial, chunk_px, codec, metadata)
     known.begin(store)
     writer = _Writer(fusion, store, known, client)
