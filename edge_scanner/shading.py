@@ -119,20 +119,20 @@ class FlatField:
 
         Raises
         ------
-        StoreError
+        DiskLowError, StoreError
         """
         about = {"format": FORMAT, "setting": asdict(self.setting), "measured": self.measured}
         about |= {"dark": self.dark, "glass": self.glass, "sha256": self.checksum()}
         partial = path.with_name(path.name + ".partial")
         try:
-            with partial.open("wb") as file:
+            with disk_errors(path), partial.open("wb") as file:
                 np.savez(file, about=json.dumps(about), coefficients=self.coefficients, residual=self.residual)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError as error:
+                partial.replace(path)
+        except BaseException:
             partial.unlink(missing_ok=True)
-            raise StoreError(f"The flat field {path} cannot be written ({error.strerror}).") from error
+            raise
 
     @classmethod
     def load(cls, path: Path) -> FlatField:

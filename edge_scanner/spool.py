@@ -20,7 +20,7 @@ import tifffile
 
 from edge_scanner.errors import StoreError
 from edge_scanner.geometry import Box
-from edge_scanner.store.shard import disk_errors
+from edge_scanner.store.shard import disk_errors, write
 from edge_scanner.tile import Pixels
 
 
@@ -65,8 +65,17 @@ class Spool:
         squeezed = pixels[..., 0] if pixels.shape[2] == 1 else pixels
         photometric = "rgb" if pixels.shape[2] == 3 else "minisblack"
         with disk_errors(path):
-            found = tifffile.imwrite(path, squeezed, photometric=photometric, returnoffset=True, metadata=None)
+            found = tifffile.imwrite(
+                path,
+                shape=squeezed.shape,
+                dtype=pixels.dtype,
+                photometric=photometric,
+                returnoffset=True,
+                metadata=None,
+            )
         assert found is not None
+        # not by tifffile: it writes arrays by numpy, which does not say why a write failed
+        write(path, int(found[0]), [np.ascontiguousarray(pixels).reshape(-1).view(np.uint8).data])
         self._layout[index] = (int(found[0]), pixels.shape, pixels.dtype)
         self._cache[index] = pixels
         self._cached += pixels.nbytes

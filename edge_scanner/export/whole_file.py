@@ -11,6 +11,9 @@ from pathlib import Path
 
 from edge_scanner.errors import DiskLowError, ScannerError, StoreError, UsageError
 
+FULL = "The disk became full"
+"""How the sentence begins when it did: what an export in a process of its own is known by."""
+
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
     """Raise UsageError when `out` is a directory, or is there and may not be replaced."""
@@ -77,7 +80,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _sentence(out: Path, error: OSError) -> ScannerError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskLowError(f"The disk became full while {out.name} was written.", "Make room and export again.")
+        return DiskLowError(f"{FULL} while {out.name} was written.", "Make room and export again.")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return StoreError(f"There is no folder {out.parent} to write into.", "Create it first.")
     return StoreError(f"{out} cannot be written ({error.strerror}).", "Check the path and its permissions.")

@@ -17,6 +17,7 @@ from edge_scanner.focus.model import ModelFile
 from edge_scanner.plan import ScanPlan
 from edge_scanner.spool import sync_filesystem
 from edge_scanner.state import Outcome
+from edge_scanner.store.shard import disk_errors
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -99,7 +100,7 @@ class Archive:
     def create(self, scan_id: str, plan: ScanPlan, started: str) -> Path:
         """Make a scan's folder with its `scan.json` and return it."""
         folder = self.root / scan_id
-        try:
+        with disk_errors(folder):
             folder.mkdir()
             text = json.dumps(
                 {
@@ -116,8 +117,6 @@ class Archive:
             partial.write_text(text + "\n", encoding="utf-8")
             partial.rename(folder / "scan.json")
             sync_filesystem(folder)
-        except OSError as error:
-            raise StoreError(f"The scan's folder {folder} cannot be made ({error.strerror}).") from error
         return folder
 
     def unfinished(self, scan_id: str) -> tuple[Path, ScanPlan, str]:

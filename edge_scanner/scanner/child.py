@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from edge_scanner.config import ExportConfig
-from edge_scanner.errors import AbortedError, StoreError
+from edge_scanner.errors import AbortedError, DiskLowError, StoreError
+from edge_scanner.export.whole_file import FULL
 from edge_scanner.scanner.wishes import Wishes
 
 
@@ -36,7 +37,7 @@ class ExportChild:
         ------
         AbortedError
             The daemon ends.
-        StoreError
+        DiskLowError, StoreError
             The export failed; its own sentence is told.
         """
         with subprocess.Popen(
@@ -57,7 +58,8 @@ class ExportChild:
             return False
         if self._wishes.ending:
             raise AbortedError("The export was ended.")
-        raise StoreError(f"The export failed: {complaint.strip().splitlines()[-1] if complaint.strip() else 'killed'}")
+        cause = complaint.strip().rpartition("\n")[2].removeprefix("edge-scanner: ") or "it was killed."
+        raise (DiskLowError if cause.startswith(FULL) else StoreError)(f"The export failed: {cause}")
 
     def _command(self, folder: Path) -> list[str]:
         command = [sys.executable, "-m", "edge_scanner", "export", str(folder / "slide.ome.zarr")]

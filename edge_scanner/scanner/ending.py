@@ -9,6 +9,7 @@ from edge_scanner.report import ScanReport, write_report
 from edge_scanner.report.report import Run, save
 from edge_scanner.scanner.build import SlideBuild
 from edge_scanner.state import Outcome
+from edge_scanner.store.shard import disk_errors
 from edge_scanner.tile import Tile
 
 PATHS = {"store": "slide.ome.zarr", "tiff": "slide.ome.tif", "report": "report.json", "thumbnail": "thumbnail.png"}
@@ -31,14 +32,18 @@ def measure(
         memory=build.memory.samples,
     )
     records = build.records.all()
-    return write_report(build.folder, run, build.config, build.plan, build.frame, build.store, records, build.timings)
+    with disk_errors(build.folder):
+        return write_report(
+            build.folder, run, build.config, build.plan, build.frame, build.store, records, build.timings
+        )
 
 
 def conclude(build: SlideBuild, report: ScanReport, outcome: Outcome, wall_s: float) -> ScanReport:
     """Save the report with what is known last, note the outcome, and return the report with absolute paths."""
     paths = {name: path if (build.folder / path).exists() else None for name, path in PATHS.items()}
     report = replace(report, outcome=outcome.value, paths=paths, wall_s=round(wall_s, 3))
-    save(build.folder, report)
+    with disk_errors(build.folder):
+        save(build.folder, report)
     build.journal.note("outcome", outcome.value)
     root = build.folder.resolve()
     return replace(report, paths={name: str(root / path) if path else None for name, path in paths.items()})

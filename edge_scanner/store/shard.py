@@ -53,7 +53,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskLowError(f"The disk is full: {path} cannot grow.", "Free some space.") from error
+            raise DiskLowError(
+                f"The disk is full: {path} cannot grow.", "Free some space; where bytes are free, remove files."
+            ) from error
         raise StoreError(f"{path} cannot be read or written ({error.strerror}).", "Check the disk.") from error
 
 
@@ -65,7 +67,7 @@ def create(path: Path, slots: int) -> None:
         partial.rename(path)
 
 
-def write(path: Path, offset: int, parts: Sequence[bytes]) -> None:
+def write(path: Path, offset: int, parts: Sequence[bytes | memoryview]) -> None:
     """Write parts one after the other from an offset on."""
     with _opened(path, os.O_WRONLY) as fd:
         for part in parts:
@@ -147,7 +149,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
             os.close(fd)
 
 
-def _write_all(fd: int, data: bytes, offset: int) -> None:
+def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     rest: Any = memoryview(data)
     while rest:
         done = os.pwrite(fd, rest, offset)
