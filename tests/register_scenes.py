@@ -141,6 +141,7 @@ def scene(
     assert (plan.rows, plan.cols) == (rows, cols)
     skew = (abs(turn_deg) / 57 + abs(scale - 1)) * max(size)
     margin = int(4 * stage_error_px + 2 * HALF_TAPS + skew + abs(backlash_px)) + 30
+    margin += int(max((abs(v) for shift in (lost or {}).values() for v in shift), default=0))
     whole = mirrored(textured(1200, 1200, seed) if picture is None else picture, *(n + 2 * margin for n in size))
     if glass:
         whole = with_glass(whole, glass, seed, glass_blob_px)

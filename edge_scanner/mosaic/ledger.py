@@ -41,11 +41,21 @@ class Ledger:
 
     def chunks_of(self, index: int) -> list[tuple[int, int]]:
         """Return (row, col) of the chunks that a target can reach, in raster order."""
-        box, t = self._reach[index].intersect(self._canvas), self._chunk_px
+        return self._chunks_in(self._reach[index])
+
+    def _chunks_in(self, box: Box) -> list[tuple[int, int]]:
+        box, t = box.intersect(self._canvas), self._chunk_px
         if box.empty:
             return []
         rows, cols = range(box.y0 // t, (box.y1 - 1) // t + 1), range(box.x0 // t, (box.x1 - 1) // t + 1)
         return [(r, c) for r in rows for c in cols]
+
+    def extend(self, index: int, box: Box) -> list[tuple[int, int]]:
+        """Note which box a target really covers; return the chunks beyond its reach that are still to come."""
+        foreseen = set(self.chunks_of(index))
+        beyond = [chunk for chunk in self._chunks_in(box) if chunk not in foreseen and self._waiting.get(chunk, 0) > 0]
+        self._needed_by[index] += len(beyond)
+        return beyond
 
     def settle(self, index: int) -> list[tuple[int, int]]:
         """Note that a target is placed or gone; return the chunks that are ready now.

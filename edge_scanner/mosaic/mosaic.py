@@ -40,7 +40,7 @@ class Mosaic:
     frames : FrameSource
         Told to drop a tile when its last chunk is out.
     margin_px : int
-        How far a tile may lie from its nominal place; what lies beyond is not used.
+        How far a tile may lie from its nominal place; what lies beyond, across the scan line, is not used.
     channels : int
     dtype : dtype
     fill : int
@@ -96,8 +96,8 @@ class Mosaic:
         """Tell whether every chunk that a target can touch is in the store, so that its pixels are not needed."""
         return all((0, row, col) in self._stored for row, col in self._ledger.chunks_of(index))
 
-    def add(self, placed: PlacedTile) -> Iterator[Chunk]:
-        """Take a tile's place and yield the chunks that are finished by it.
+    def add(self, *line: PlacedTile) -> Iterator[Chunk]:
+        """Take the places of tiles, those of a scan line together, and yield the chunks that are finished by them.
 
         Raises
         ------
@@ -108,14 +108,18 @@ class Mosaic:
             self._started = True
             for row, col in self._ledger.untouched():
                 yield Chunk(0, row, col, None)
-        if placed.verdict is not Verdict.REJECTED:
-            self._sources[placed.index] = self._source(placed)
-        for row, col in self._ledger.settle(placed.index):
-            yield self._chunk(row, col)
+        for placed in line:
+            if placed.verdict is not Verdict.REJECTED:
+                source = self._sources[placed.index] = self._source(placed)
+                for chunk in self._ledger.extend(placed.index, source.usable):
+                    self._touching[chunk].append(placed.index)
+        for placed in line:
+            for row, col in self._ledger.settle(placed.index):
+                yield self._chunk(row, col)
 
     def _source(self, placed: PlacedTile) -> Source:
         box, shift = place(placed.y_px, placed.x_px, *self._tile, cubic=self._cubic)
-        usable = box.intersect(self._reach[placed.index])
+        usable = box.intersect(along_line(self._reach[placed.index], self._canvas))
         index = placed.index
         return Source(index, box, usable, shift, lambda part: self._frames.crop(index, part))
 
@@ -150,6 +154,11 @@ def reach_of(plan: ScanPlan, frame: MosaicFrame, margin_px: int) -> dict[int, Bo
         y, x = frame.tile_corner(target.x_um, target.y_um, *tile)
         reach[target.index] = place(y, x, *tile, cubic=False)[0].grown(margin_px)
     return reach
+
+
+def along_line(reach: Box, canvas: Box) -> Box:
+    """Return where a tile may be used: all along its scan line, which is placed as a whole, for lost steps' sake."""
+    return Box(reach.y0, canvas.x0, reach.y1, canvas.x1)
 
 
 def covered_px(block: Box, boxes: list[Box]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edge_scanner.register.pairwise import Match, match
-from edge_scanner.register.registrar import Pair, Registrar, RegistrationSummary
+from edge_scanner.register.registrar import Registrar
+from edge_scanner.register.summary import LostSteps, Pair, RegistrationSummary
 
-__all__ = ["Match", "Pair", "Registrar", "RegistrationSummary", "match"]
+__all__ = ["LostSteps", "Match", "Pair", "Registrar", "RegistrationSummary", "match"]

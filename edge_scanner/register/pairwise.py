@@ -170,10 +170,10 @@ def _refine(first: NDArray[Any], second: NDArray[Any], dy: int, dx: int, margin:
     y, x = float(dy), float(dx)
     for _ in range(4):
         iy, ix = round(y), round(x)
-        a, b = (_high_passed(part) for part in _common(first, second, iy, ix))
-        if min(a.shape) < MIN_COMMON_PX:
+        parts = _common(first, second, iy, ix)
+        if min(*parts[0].shape, *parts[1].shape) < MIN_COMMON_PX:
             return NO_MATCH
-        fine = _gradient_steps(a, b, y - iy, x - ix)
+        fine = _gradient_steps(_high_passed(parts[0]), _high_passed(parts[1]), y - iy, x - ix)
         if fine is None:
             return NO_MATCH
         fy, fx, sigma, ncc = fine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -14,8 +13,10 @@ from edge_scanner.geometry import MosaicFrame
 from edge_scanner.plan import ScanPlan
 from edge_scanner.register.pairwise import Match, match
 from edge_scanner.register.settle import Gates, settle
+from edge_scanner.register.slips import Edge, Slips
 from edge_scanner.register.solve import Array, Link, Prior
-from edge_scanner.register.strips import StripStore, nominal_step
+from edge_scanner.register.strips import Strip, StripStore, nominal_step
+from edge_scanner.register.summary import Pair, RegistrationSummary
 from edge_scanner.tile import PlacedTile, Tile, Verdict
 
 LAG_ROWS = 3
@@ -31,47 +32,8 @@ OFFSET_SIGMAS = 10.0
 BACKLASH_SIGMAS = 3.0
 TERMS = 4
 
-Edge = tuple[int, int]
 NOTHING_KNOWN: Mapping[Edge, Match] = MappingProxyType({})
 Places = dict[int, tuple[float, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """What became of an overlap between two tiles with pixels.
-
-    Parameters
-    ----------
-    first, second : int
-        Indices in the plan; `first` lies left of or above `second`.
-    match : Match
-        The measurement.
-    used : bool
-        Whether the solve kept it.
-    residual_px : float
-        Distance between measured and final shift; NaN where nothing trustworthy was measured.
-    """
-
-    first: int
-    second: int
-    match: Match
-    used: bool
-    residual_px: float
-
-
-@dataclass(frozen=True, slots=True)
-class RegistrationSummary:
-    """The report's figures; residuals in pixels over the pairs that were used, NaN when there is none."""
-
-    tiles: int
-    tiles_registered: int
-    tiles_stage_only: int
-    pairs: int
-    pairs_used: int
-    share_used: float
-    residual_px_p50: float
-    residual_px_p95: float
-    residual_px_worst: float
 
 
 class Registrar:
@@ -80,6 +42,8 @@ class Registrar:
     Row r commits once every target of the rows up to r + 3, or up to the last row, is in the ledger, by a solve over
     exactly those rows in index order with the rows before r held where they were frozen. So the result does not depend
     on the order of arrival, bit for bit. A tile without usable overlaps lies where the fitted stage model puts it.
+    Where a pair does not match within the stage's error, the whole strip is searched; lost steps that several pairs
+    agree on move all tiles that they concern (see `slips`).
 
     Memory bound: strips of one scan line (see `StripStore`), the pairs and places of five rows, and one small record a
     pair for the report: O(row length x overlap) of pixels, whatever the slide's height.
@@ -117,6 +81,7 @@ class Registrar:
         self._next_row = 0
         self._prior = _model_prior(self._sigma_px)
         self._pairs: list[Pair] = []
+        self._slips = Slips(self._search_px)
         self._tiles = 0
         self._registered = 0
         self._guesses: dict[int, tuple[float, float]] = {}
@@ -160,9 +125,7 @@ class Registrar:
         textured = tile.pixels if tile.verdict is Verdict.ACCEPTED else None
         pairs = self._strips.exchange(tile.index, textured)
         self.fresh = {
-            (first, second): match(a, b, self._search_px)
-            for first, second, a, b in pairs
-            if (first, second) not in known
+            (first, second): self._measured(a, b) for first, second, a, b in pairs if (first, second) not in known
         }
         self._matches |= {**known, **self.fresh}
         self._guesses[tile.index] = self._guess(tile.index)
@@ -186,8 +149,16 @@ class Registrar:
         share = len(used) / len(self._pairs) if self._pairs else 0.0
         return RegistrationSummary(
             self._tiles, self._registered, self._tiles - self._registered, len(self._pairs), len(used), share,
-            float(p50), float(p95), float(worst),
+            float(p50), float(p95), float(worst), tuple(self._slips.lost),
         )  # fmt: skip
+
+    def _measured(self, first: Strip, second: Strip) -> Match:
+        """Return the shift within the stage's error, else one further away, else what there is."""
+        found = match(first, second, self._search_px)
+        if found.trusted:
+            return found
+        far = match(first, second, max(first.shape) / 2)
+        return far if far.trusted and not self._slips.near(far) else found
 
     def _commit(self, complete: int) -> list[PlacedTile]:
         """Commit the rows that may, when the first `complete` rows are in the ledger."""
@@ -201,11 +172,13 @@ class Registrar:
         frozen = {tile.index: (tile.y_px, tile.x_px) for tile in self._previous if tile.registered}
         window = [index for r in range(row, row + LAG_ROWS + 1) for index in self._ledger.get(r, ())]
         tiles = sorted([*frozen, *window])
+        self._slips.find([tile.index for tile in self._previous], window, self._matches)
         slot = {index: at for at, index in enumerate(tiles)}
-        nominal = np.array([self._nominal(i) for i in tiles]).reshape(-1, 2)
+        nominal = np.array([self._expected(i) for i in tiles]).reshape(-1, 2)
         basis = np.array([self._terms(i) for i in tiles]).reshape(-1, TERMS)
         fixed = np.array([frozen.get(i, (math.nan, math.nan)) for i in tiles]).reshape(-1, 2) - nominal
-        edges = [e for e in sorted(self._matches) if e[0] in slot and e[1] in slot and self._matches[e].trusted]
+        trusted = [e for e in sorted(self._matches) if e[0] in slot and e[1] in slot and self._matches[e].trusted]
+        edges = [edge for edge in trusted if self._slips.explain(*edge, self._matches[edge])]
         links = [self._link(edge, slot, nominal) for edge in edges]
         settled = settle(basis, fixed, links, self._prior, self._sigma_px, self._gates)
         self._theta = settled.theta
@@ -241,11 +214,13 @@ class Registrar:
     def _close(self, row: int, placed: list[PlacedTile], used: set[Edge]) -> None:
         """Write the pairs that are final into the record, and forget what no later row needs."""
         places = {tile.index: (tile.y_px, tile.x_px) for tile in [*self._previous, *placed]}
+        closed = len(self._pairs)
         for edge in sorted(self._matches):
             if edge[0] in places and edge[1] in places:
                 found = self._matches.pop(edge)
                 residual = self._residual(edge, places, found) if found.trusted else math.nan
                 self._pairs.append(Pair(*edge, found, edge in used, residual))
+        self._slips.note([tile.index for tile in placed], self._pairs[closed:])
         self._registered += sum(tile.registered for tile in placed)
         for tile in self._previous:
             self._guesses.pop(tile.index, None)
@@ -266,6 +241,12 @@ class Registrar:
     def _nominal(self, index: int) -> tuple[float, float]:
         target = self._plan.target(index)
         return self._frame.tile_corner(target.x_um, target.y_um, self._plan.tile_height_px, self._plan.tile_width_px)
+
+    def _expected(self, index: int) -> tuple[float, float]:
+        """Return the nominal place, lost steps added."""
+        y, x = self._nominal(index)
+        dy, dx = self._slips.offset(index)
+        return y + dy, x + dx
 
     def _terms(self, index: int) -> tuple[float, float, float, float]:
         """Return the model's terms: offset, linear part about the canvas' middle, direction of the scan line."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -71,6 +71,7 @@ def write_page(
         f"<tr><td>row {h['row']}, column {h['col']}</td><td>{html.escape(str(h['reason']))}</td></tr>"
         for h in report.holes[:200]
     )
+    lost = "".join(f"<li>{_told(step)}</li>" for step in report.lost_steps[:50])
     mood = "ok" if report.outcome == "completed" and not report.holes else "bad"
     body = f"""<!doctype html><html lang=en><meta charset=utf-8><title>Scan {html.escape(report.scan_id)}</title>
 <style>{_STYLE}</style><h1>Scan {html.escape(report.scan_id)}: <span class={mood}>{report.outcome}</span></h1>
@@ -80,12 +81,21 @@ def write_page(
 <p>Green: accepted. Grey: blank. Red: rejected. White: not scanned.</p>
 <h2>Focus map</h2>{_focus_map(plan, records)}
 <h2>Holes</h2>{f"<table>{holes}</table>" if holes else "<p>None.</p>"}
+<h2>Lost steps</h2>{f"<ul>{lost}</ul>" if lost else "<p>None seen.</p>"}
 <h2>Life of a tile, ms</h2><table><tr><th>stage</th><th>median</th><th>p95</th></tr>{stages}</table>
 <h2>Memory of the daemon</h2>{memory_plot(memory, report.peak_rss_mib)}</html>
 """
     partial = folder / "report.html.partial"
     partial.write_text(body, encoding="utf-8")
     partial.replace(folder / "report.html")
+
+
+def _told(step: Mapping[str, Any]) -> str:
+    shift = f"{step['x_px']:.0f} px in x and {step['y_px']:.0f} px in y"
+    where = f"Tile {step['index']} (row {step['row']}, column {step['col']})"
+    if step["corrected"]:
+        return f"{where}: from here on the stage stood {shift} off; the tiles were placed accordingly."
+    return f"{where}: the stage may stand {shift} off, which too few overlaps show; tiles lie where the stage says."
 
 
 def _map(plan: ScanPlan, records: list[TileRecord], colour: Callable[[TileRecord], str | None]) -> str:

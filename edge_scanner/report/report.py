@@ -17,6 +17,7 @@ from edge_scanner.memory import peak_rss_mib
 from edge_scanner.mosaic.kernel import Source, place, resampled
 from edge_scanner.plan import ScanPlan
 from edge_scanner.record import TileRecord, Timings
+from edge_scanner.register import LostSteps
 from edge_scanner.report.page import write_page
 from edge_scanner.report.picture import write_thumbnail
 from edge_scanner.report.quality import Quality, measure
@@ -51,6 +52,7 @@ class ScanReport:
     registration_px_p95: float | None
     registered_tiles: int
     placed_by_stage: int
+    lost_steps: list[dict[str, Any]]
     truth_px_p50: float | None
     truth_px_p95: float | None
     psnr_db: float | None
@@ -78,6 +80,7 @@ class Run:
     coverage: float
     residual_px: tuple[float, float]
     memory: tuple[tuple[float, float], ...] = ()
+    lost_steps: tuple[LostSteps, ...] = ()
 
 
 def write_report(
@@ -145,6 +148,7 @@ def build_report(
         registration_px_p95=_round(run.residual_px[1], 4),
         registered_tiles=len(registered),
         placed_by_stage=len(placed) - len(registered),
+        lost_steps=[_lost(lost, plan) for lost in run.lost_steps],
         truth_px_p50=_round(np.percentile(truth, 50), 4) if truth.size else None,
         truth_px_p95=_round(np.percentile(truth, 95), 4) if truth.size else None,
         psnr_db=_round(quality.psnr_db),
@@ -232,6 +236,11 @@ def _hole(record: TileRecord, plan: ScanPlan, frame: MosaicFrame) -> dict[str, A
     tile, size = record.tile, (plan.tile_height_px, plan.tile_width_px)
     y, x = (round(v) for v in frame.tile_corner(tile.position.x_um, tile.position.y_um, *size))
     return {"index": tile.index, "row": tile.row, "col": tile.col, "y_px": y, "x_px": x, "reason": tile.reason}
+
+
+def _lost(lost: LostSteps, plan: ScanPlan) -> dict[str, Any]:
+    target = plan.target(lost.index)
+    return asdict(lost) | {"row": target.row, "col": target.col}
 
 
 def _round(value: float | np.floating[Any] | None, digits: int = 3) -> float | None:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -319,11 +320,13 @@ class SlideBuild(ABC):
         self.durable_tiles += count
 
     def _chunks(self, placed: Iterable[PlacedTile]) -> Iterator[Numbered]:
-        for place in placed:
-            self.records.place(place)
+        for _, line in groupby(placed, lambda place: self.plan.target(place.index).row):
+            places = list(line)
+            for place in places:
+                self.records.place(place)
             with self._unsaved_lock:
-                self._unsaved.append(partial(self.journal.place, place))
-            for chunk in self._timed_each("mosaic", self.pyramid.cascade(self.mosaic.add(place))):
+                self._unsaved += [partial(self.journal.place, place) for place in places]
+            for chunk in self._timed_each("mosaic", self.pyramid.cascade(self.mosaic.add(*places))):
                 number = self._frames.emitted
                 self._frames.emitted += 1
                 yield Numbered(number, chunk)

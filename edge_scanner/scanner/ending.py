@@ -29,6 +29,7 @@ def measure(
         buffer_high_bytes=tiles.high_water_bytes,
         coverage=build.mosaic.coverage,
         residual_px=(summary.residual_px_p50, summary.residual_px_p95),
+        lost_steps=summary.lost_steps,
         memory=build.memory.samples,
     )
     records = build.records.all()

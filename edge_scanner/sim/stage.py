@@ -79,6 +79,7 @@ class SimStage(Stage):
         self._halted = threading.Event()
         self._halted_s = math.inf
         self._opened = self._known = self._homing = False
+        self._slipped = _NOWHERE
         limits = self._limits
         somewhere = Position(min(5000.0, limits.x_max_um), min(3000.0, limits.y_max_um), min(50.0, limits.z_max_um))
         self._move = _Move(-math.inf, somewhere, somewhere, somewhere, somewhere, _NOWHERE, _NOWHERE)
@@ -121,6 +122,7 @@ class SimStage(Stage):
         self._sleep(self._left_s() + HOME_EXTRA_S)
         self._homing = False
         self._known = True
+        self._slipped = _NOWHERE
         if self._halted.is_set():
             self._known = False
             raise EmergencyStopError("The stage was stopped while homing.", "Reset and home.")
@@ -134,7 +136,8 @@ class SimStage(Stage):
     def true_position(self) -> Position:
         """Return where the centre of the field of view really is, known or not."""
         carried, error = self._carried(), self._error()
-        return Position(carried.x_um + error.x_um, carried.y_um + error.y_um, carried.z_um)
+        off = self._slipped
+        return Position(carried.x_um + error.x_um + off.x_um, carried.y_um + error.y_um + off.y_um, carried.z_um)
 
     def busy(self) -> bool:
         """Tell whether a move or homing is under way; True while closed."""
@@ -173,6 +176,10 @@ class SimStage(Stage):
         if not self._halted.is_set():
             self._halted_s = self._clock.now_s()
             self._halted.set()
+
+    def slip(self, x_um: float, y_um: float) -> None:
+        """Lose steps: from now on the load is off by that much, and nobody knows; homing mends it."""
+        self._slipped = Position(self._slipped.x_um + x_um, self._slipped.y_um + y_um, 0.0)
 
     def _require_open(self) -> None:
         if not self._opened:

@@ -13,7 +13,7 @@ from edge_scanner.calibrate.frame import frame_of
 from edge_scanner.errors import ScannerError, SourceError
 from edge_scanner.fuse.sources.tile_set import ScanFrame, TileSet, shifted
 from edge_scanner.fuse.tiles import TileFile
-from edge_scanner.mosaic.mosaic import margin_px, reach_of
+from edge_scanner.mosaic.mosaic import along_line, margin_px, reach_of
 from edge_scanner.plan import ScanPlan
 from edge_scanner.store import SlideStore, make_codec
 from edge_scanner.tile import Verdict
@@ -53,7 +53,7 @@ def read(folder: Path) -> TileSet:
         folder / "scan.json",
         ScanFrame(
             frame.canvas,
-            tuple(reach[row["idx"]] for row in placed),
+            tuple(along_line(reach[row["idx"]], frame.canvas) for row in placed),
             config.fill_value,
             mosaic.feather_px,
             mosaic.placement == "cubic",
