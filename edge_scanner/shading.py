@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_scanner.config import Config
-from edge_scanner.errors import SourceError, StoreError
+from edge_scanner.errors import SourceError
+from edge_scanner.store.shard import disk_errors
 from edge_scanner.tile import Pixels
 
 CELL_PX = 16
