@@ -155,7 +155,7 @@ def _contracts(config: Config) -> Iterator[Finding]:
         for result in (
             *check_stage(rig.stage, rig.clock),
             *check_camera(rig.camera, rig.clock),
-            *check_illumination(rig.illumination),
+            *check_illumination(rig.illumination, rig.stage),
         ):
             yield Finding(result.name, result.ok, result.detail)
 

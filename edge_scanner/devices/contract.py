@@ -86,8 +86,22 @@ def check_camera(camera: Camera, clock: Clock) -> list[CheckResult]:
     )
 
 
-def check_illumination(illumination: Illumination) -> list[CheckResult]:
-    """Check that a light can be switched, twice the same way too; it is off at the end. See `check_stage`."""
+def check_illumination(illumination: Illumination, stage: Stage | None = None) -> list[CheckResult]:
+    """Check that a light can be switched, twice the same way too; it is off at the end. See `check_stage`.
+
+    Parameters
+    ----------
+    illumination : Illumination
+    stage : Stage, optional
+        Closed. Opened and homed first, for lights that hang on its controller, and closed at the end.
+    """
+    if stage is None:
+        return _check_switching(illumination)
+    opened = _run(("stage opens and homes for its light", lambda: _opened(stage)))
+    return [*opened, *_check_switching(illumination), *_run(("stage closes", lambda: _twice(stage.close)))]
+
+
+def _check_switching(illumination: Illumination) -> list[CheckResult]:
     return _run(
         ("switches off, twice too", lambda: _twice(illumination.off)),
         ("switches on, twice too", lambda: _twice(illumination.on)),
@@ -253,6 +267,12 @@ def _refused(kind: type[ScannerError], action: Callable[[], None]) -> str:
     except ScannerError as error:
         return f"refused with {type(error).__name__}, not {kind.__name__}"
     return "it was not refused"
+
+
+def _opened(stage: Stage) -> str:
+    stage.open()
+    stage.home()
+    return ""
 
 
 def _identity(text: str) -> str:
