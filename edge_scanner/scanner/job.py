@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 WHOLE_SLIDE_S = 120.0
 WHOLE_SLIDE_PX_S = 2e6
 """A pass over the whole mosaic may take so long: a constant, and so many pixels a second."""
+SPARE = 0.1
+"""How much more than the reserve there must be before a scan that waited for room goes on."""
 ROOM_S = 1.0
 """How often a scan that waits for room looks whether there is some."""
 
@@ -218,15 +220,12 @@ class ScanJob:
     def _wait_for_room(self) -> None:
         """Pause before the reserve of the disk is touched; go on by itself when there is room again."""
         archive, wishes, machine = self._context.archive, self._context.wishes, self._context.machine
-        if archive.room_bytes() > 0:
+        if not archive.missing():
             return
         machine.advance(State.PAUSED, only_from=State.SCANNING)
-        message = f"The disk is down to its reserve; the scan waits for {-archive.room_bytes() / 1e6:.0f} MB of room."
-        _log.warning(message)
+        _log.warning("The disk is down to its reserve; the scan waits for %s more.", archive.missing(SPARE))
         self._context.pulse.rest()
-        wishes.wait_for(
-            lambda: bool(self.abort) or wishes.cancelled or archive.room_bytes() > archive.hysteresis_bytes, ROOM_S
-        )
+        wishes.wait_for(lambda: bool(self.abort) or wishes.cancelled or not archive.missing(SPARE), ROOM_S)
         machine.advance(State.SCANNING, only_from=State.PAUSED)
 
     def _on_tile(self, tile: Tile) -> None:
