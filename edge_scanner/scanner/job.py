@@ -223,7 +223,7 @@ class ScanJob:
         if not archive.missing():
             return
         machine.advance(State.PAUSED, only_from=State.SCANNING)
-        _log.warning("The disk is down to its reserve; the scan waits for %s more.", archive.missing(SPARE))
+        _log.warning("The disk is down to its reserve; the scan waits for %s.", archive.missing(SPARE))
         self._context.pulse.rest()
         wishes.wait_for(lambda: bool(self.abort) or wishes.cancelled or not archive.missing(SPARE), ROOM_S)
         machine.advance(State.SCANNING, only_from=State.PAUSED)
