@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,23 +74,14 @@ class Archive:
             )
 
     def missing(self, spare: float = 0.0) -> str:
-        """Return what the reserve and such a share of it more are short of, "12 MB" or "34 files"; "" with room."""
+        """Return what the reserve and such a share of it more are short of, as a phrase; "" where there is room."""
         room, files = self._room()
         storage = self._config.storage
         if room <= (more := spare * storage.reserve_mb * 1e6):
-            return f"{(more - room) / 1e6:.0f} MB"
+            return f"{(more - room) / 1e6:.0f} MB of room"
         if files <= (more := spare * storage.reserve_files):
-            return f"{more - files:.0f} files"
+            return f"room for {more - files:.0f} files"
         return ""
-
-    def room_bytes(self) -> float:
-        """Return the free bytes beside the reserve; negative when the reserve is touched."""
-        return self._room()[0]
-
-    @property
-    def hysteresis_bytes(self) -> int:
-        """How much room there must be before a scan that waited for it goes on."""
-        return int(self._config.storage.reserve_mb * 1e5)
 
     def _room(self) -> tuple[float, float]:
         """Return the bytes and the files that are free beside the reserve; negative where it is touched."""
@@ -168,11 +160,13 @@ class Archive:
     def _entry(self, folder: Path) -> dict[str, Any] | None:
         if (known := self._ended.get(folder.name)) is not None:
             return known
+        outcome, done = None, 0
         try:
             told = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
             plan = ScanPlan.from_dict(told["plan"])
-            outcome, done = _journalled(folder / "journal.sqlite")
-        except (OSError, ValueError, KeyError, TypeError, StoreError):
+            with suppress(StoreError):  # a full disk has no room to read it in: the scan is there all the same
+                outcome, done = _journalled(folder / "journal.sqlite")
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         entry = {
             "scan_id": folder.name,
