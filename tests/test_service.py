@@ -371,7 +371,7 @@ AssertCredential StartupMemoryHigh StartupMemoryLow StartupMemoryMax StartupMemo
 DefaultStartupMemoryLow LogFilterPatterns MemoryZSwapMax OpenFile ReloadSignal DelegateSubgroup
 FileDescriptorStorePreserve ImportCredential MemoryKSM MemoryPressureThresholdSec MemoryPressureWatch RestartMaxDelaySec
 RestartMode RestartSteps RootEphemeral CoredumpReceive NFTSet SurviveFinalKillSignal MemoryZSwapWriteback
-ExtensionImagePolicy MountImagePolicy RootImagePolicy ManagedOOMMemoryPressureDurationSec PrivatePIDs ProtectControlGroupsEx
+ExtensionImagePolicy MountImagePolicy RootImagePolicy ManagedOOMMemoryPressureDurationSec PrivatePIDs
 """
 """Directives that came with systemd 250 to 257."""
 
