@@ -10,7 +10,8 @@ from scipy import ndimage
 
 from edge_scanner.geometry import Box
 from edge_scanner.mosaic import Mosaic
-from edge_scanner.mosaic.kernel import Source, gather, place, resampled
+from edge_scanner.mosaic.kernel import gather
+from edge_scanner.mosaic.source import Source, place, resampled
 from edge_scanner.mosaic.weights import ramp
 from edge_scanner.plan import ScanPlan, ScanRegion
 from edge_scanner.tile import PlacedTile, Verdict

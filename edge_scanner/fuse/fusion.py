@@ -15,7 +15,8 @@ from edge_scanner.fuse.tiles import TileReader, TileShape
 from edge_scanner.fuse.transforms import Matrix, bounds, is_shift
 from edge_scanner.fuse.volume import Order, positions, sample
 from edge_scanner.geometry import Box
-from edge_scanner.mosaic.kernel import Blend, Source, gather, place
+from edge_scanner.mosaic.kernel import Blend, gather
+from edge_scanner.mosaic.source import Source, place
 from edge_scanner.mosaic.warp import Warp
 from edge_scanner.tile import Pixels
 

@@ -8,9 +8,8 @@ the tiles and their places only, never on arrival order, timing, thread count or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import combinations, pairwise
 from typing import Any, Literal
 
 import cv2
@@ -18,62 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_scanner.geometry import Box
-from edge_scanner.mosaic.warp import Warp, warped
-from edge_scanner.mosaic.weights import ramp, seam
+from edge_scanner.mosaic.cut import Cut, Pair, cuts_of, parted
+from edge_scanner.mosaic.source import Source, resampled, typed
+from edge_scanner.mosaic.warp import warped
+from edge_scanner.mosaic.weights import depth_of, ramp, seam
 from edge_scanner.tile import Pixels
 
 Blend = Literal["linear", "max", "mean", "first", "seam"]
-"""How tiles that overlap become one: cross-faded, brightest, plain mean, first in order, or a narrow fade midway."""
+"""How tiles that overlap become one: cross-faded, brightest, plain mean, first in order, or parted along a seam."""
 
-TAPS = 4
 STRIP_ROWS = 128
-EXACT_PX = 1e-3
-"""A remainder below this is taken as a whole-pixel place: the pixels are copied untouched."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A placed tile as the kernel sees it.
-
-    Parameters
-    ----------
-    order : int
-        Sources are summed in this order.
-    box : Box
-        Mosaic pixels that the tile covers (whole pixels).
-    usable : Box
-        Part of `box` that may be used.
-    shift : tuple of float
-        (y, x) remainder in px, in -0.5..0.5: the tile's content lies this much below and right of `box`.
-    crop : callable
-        `crop(Box in tile pixels) -> (y, x, c)`.
-    warp : Warp, optional
-        The way from the mosaic to a tile that is not merely shifted; `box` then encloses the tile, `shift` is unused.
-    """
-
-    order: int
-    box: Box
-    usable: Box
-    shift: tuple[float, float]
-    crop: Callable[[Box], Pixels]
-    warp: Warp | None = None
-
-
-def place(y_px: float, x_px: float, height: int, width: int, *, cubic: bool) -> tuple[Box, tuple[float, float]]:
-    """Split a tile's place into the whole-pixel box it covers and the remainder that resampling takes care of.
-
-    Parameters
-    ----------
-    y_px, x_px : float
-        Mosaic coordinates of the tile's top-left pixel.
-    height, width : int
-        Tile.
-    cubic : bool
-        False (`pixel` placement) drops the remainder.
-    """
-    y, x = int(np.floor(y_px + 0.5)), int(np.floor(x_px + 0.5))
-    shift = (y_px - y, x_px - x) if cubic else (0.0, 0.0)
-    return Box(y, x, y + height, x + width), shift
 
 
 def gather(
@@ -122,6 +75,7 @@ def gather(
         whole: Pixels = np.ascontiguousarray(read[0])
         return whole
     out = np.full((block.height, block.width, channels), fill, dtype)
+    cuts = cuts_of(block, [source for source, _ in parts]) if blend == "seam" else {}
     ys = sorted({block.y0, block.y1, *(y for _, p in parts for y in (p.y0, p.y1))})
     xs = sorted({block.x0, block.x1, *(x for _, p in parts for x in (p.x0, p.x1))})
     for y0, y1 in pairwise(ys):
@@ -130,39 +84,9 @@ def gather(
             covering = [k for k, (_, p) in enumerate(parts) if p.intersect(cell) == cell]
             if covering:
                 inside = [_view(read[k], parts[k][1], cell) for k in covering]
-                boxes = [parts[k][0].box for k in covering]
-                _view(out, block, cell)[...] = _combined(inside, boxes, cell, feather, blend)
+                over = [parts[k][0] for k in covering]
+                _view(out, block, cell)[...] = _combined(inside, over, cuts, cell, feather, blend)
     return out
-
-
-def resampled(source: Source, part: Box) -> Pixels:
-    """Return the tile's pixels (y, x, c) on the mosaic's lattice for a part of its box.
-
-    A whole-pixel place is an exact copy; a sub-pixel one is a separable 4-tap cubic filter (Keys 1981, a = -1/2),
-    with the tile's edge repeated beyond its border.
-    """
-    inner = part.shifted(-source.box.y0, -source.box.x0)
-    dy, dx = (0.0 if abs(v) < EXACT_PX else v for v in source.shift)
-    if dy == 0.0 and dx == 0.0:
-        return source.crop(inner)
-    grown = inner.grown(TAPS // 2).intersect(Box(0, 0, source.box.height, source.box.width))
-    pixels = source.crop(grown)
-    top, left = inner.y0 - grown.y0, inner.x0 - grown.x0
-    taps = (cubic_taps(dx), cubic_taps(dy))
-    shifted = cv2.sepFilter2D(np.ascontiguousarray(pixels), cv2.CV_32F, *taps, borderType=cv2.BORDER_REPLICATE)
-    moved = shifted.reshape(pixels.shape)[top : top + inner.height, left : left + inner.width]
-    return _typed(moved, pixels.dtype)
-
-
-def cubic_taps(shift: float) -> NDArray[np.float32]:
-    """Return the five taps (one of them zero) that move an image by `shift` px, -0.5..0.5, towards larger indices."""
-    offsets = np.arange(-2, 3, dtype=np.float64)
-    d = np.abs(offsets + shift)
-    near = 1.5 * d**3 - 2.5 * d**2 + 1
-    far = -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
-    taps = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
-    normalised: NDArray[np.float32] = (taps / taps.sum()).astype(np.float32)
-    return normalised
 
 
 def _view(pixels: Pixels, box: Box, cell: Box) -> Pixels:
@@ -176,7 +100,9 @@ def _weights(box: Box, cell: Box, feather: int) -> NDArray[np.float32]:
     return weights
 
 
-def _combined(pixels: Sequence[Pixels], boxes: Sequence[Box], cell: Box, feather: int, blend: Blend) -> Pixels:
+def _combined(
+    pixels: Sequence[Pixels], over: Sequence[Source], cuts: Mapping[Pair, Cut], cell: Box, feather: int, blend: Blend
+) -> Pixels:
     """Blend tiles that all cover the whole cell."""
     if len(pixels) == 1 or blend == "first":
         return pixels[0]
@@ -185,17 +111,10 @@ def _combined(pixels: Sequence[Pixels], boxes: Sequence[Box], cell: Box, feather
         return brightest
     if blend == "mean":
         return _average(pixels, [np.ones((cell.height, cell.width), np.float32)] * len(pixels))
-    if blend == "seam":
-        return _average(pixels, seam([_depth(box, cell) for box in boxes]))
-    return _average(pixels, [_weights(box, cell, feather) for box in boxes])
-
-
-def _depth(box: Box, cell: Box) -> NDArray[np.float32]:
-    """Return how deep inside the box each pixel of the cell lies: the distance to the nearest edge."""
-    wy = ramp(box.height, box.height)[cell.y0 - box.y0 : cell.y1 - box.y0]
-    wx = ramp(box.width, box.width)[cell.x0 - box.x0 : cell.x1 - box.x0]
-    depth: NDArray[np.float32] = np.minimum.outer(wy, wx)
-    return depth
+    weights = [_weights(source.box, cell, feather) for source in over]
+    if any((a.order, b.order) in cuts for a, b in combinations(over, 2)):
+        weights = parted(over, weights, cuts, cell)
+    return _average(pixels, weights)
 
 
 def _in_strips(
@@ -238,7 +157,7 @@ def _blended(block: Box, parts: Sequence[tuple[Source, Box]], out: Pixels, feath
             share = np.divide(weights, sum_so_far, out=np.zeros_like(weights), where=sum_so_far > 0)
             target += (pixels - target) * share[..., None]
     covered = total > 0
-    np.copyto(out, _typed(mean, out.dtype), where=covered[..., None])
+    np.copyto(out, typed(mean, out.dtype), where=covered[..., None])
     return bool(covered.any())
 
 
@@ -246,7 +165,7 @@ def _covered(source: Source, part: Box, feather: int, blend: Blend) -> tuple[Pix
     """Return the tile's pixels on a part of its box, and their weights: zero outside of the tile."""
     if source.warp is None:
         pixels = resampled(source, part)
-        weights = _depth(source.box, part) if blend == "seam" else _weights(source.box, part, feather)
+        weights = depth_of(source.box, part) if blend == "seam" else _weights(source.box, part, feather)
     else:
         pixels, depth_y, depth_x = warped(source.warp, part, source.crop)
         if blend == "seam":
@@ -263,7 +182,7 @@ def _average(pixels: Sequence[Pixels], weights: Sequence[NDArray[np.float32]]) -
     for p, w in zip(pixels, weights, strict=True):
         total += p * w[..., None]
     total /= np.sum(weights, axis=0)[..., None]
-    return _typed(total, pixels[0].dtype)
+    return typed(total, pixels[0].dtype)
 
 
 def _mix(first: Pixels, second: Pixels, weight: NDArray[np.float32], other: NDArray[np.float32]) -> Pixels:
@@ -274,16 +193,7 @@ def _mix(first: Pixels, second: Pixels, weight: NDArray[np.float32], other: NDAr
     """
     if first.dtype.kind != "f" and first.shape[2] <= 4:
         mixed = cv2.blendLinear(first.astype(np.float32), second.astype(np.float32), weight, other)
-        return _typed(mixed.reshape(first.shape), first.dtype)
+        return typed(mixed.reshape(first.shape), first.dtype)
     share = (other / (weight + other))[..., None]
     start = first.astype(np.float32)
-    return _typed(start + (second - start) * share, first.dtype)
-
-
-def _typed(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Pixels:
-    """Return averages in the tiles' type: rounded to even and clipped to its range where that is of integers."""
-    depth = {"|u1": cv2.CV_8U, "<u2": cv2.CV_16U}.get(dtype.str)
-    if depth is None:
-        return values.astype(dtype)
-    typed: Pixels = cv2.add(values.reshape(len(values), -1), 0.0, dtype=depth)
-    return typed.reshape(values.shape)
+    return typed(start + (second - start) * share, first.dtype)

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_scanner.geometry import Box, MosaicFrame
-from edge_scanner.mosaic.kernel import Source, gather, place
+from edge_scanner.mosaic.kernel import Blend, gather
 from edge_scanner.mosaic.ledger import Ledger
+from edge_scanner.mosaic.source import Source, place
 from edge_scanner.plan import ScanPlan
 from edge_scanner.tile import Chunk, Pixels, PlacedTile, Verdict
 
@@ -46,6 +47,7 @@ class Mosaic:
     fill : int
     feather_px : int
     cubic : bool
+    blend : str
     chunk_px : int
     stored : set of (int, int, int)
         (level, row, col) of chunks that are in the store already; they are not gathered again.
@@ -63,6 +65,7 @@ class Mosaic:
         fill: int,
         feather_px: int,
         cubic: bool = True,
+        blend: Blend = "linear",
         chunk_px: int = 512,
         stored: Set[tuple[int, int, int]] = frozenset(),
     ) -> None:
@@ -70,7 +73,7 @@ class Mosaic:
         self._frames = frames
         self._canvas = frame.canvas
         self._channels, self._dtype, self._fill = channels, dtype, fill
-        self._feather, self._cubic, self._chunk_px = feather_px, cubic, chunk_px
+        self._feather, self._cubic, self._blend, self._chunk_px = feather_px, cubic, blend, chunk_px
         self._reach = reach_of(plan, frame, margin_px)
         self._ledger = Ledger(self._reach, self._canvas, chunk_px)
         self._touching: dict[tuple[int, int], list[int]] = {}
@@ -121,7 +124,8 @@ class Mosaic:
         box, shift = place(placed.y_px, placed.x_px, *self._tile, cubic=self._cubic)
         usable = box.intersect(along_line(self._reach[placed.index], self._canvas))
         index = placed.index
-        return Source(index, box, usable, shift, lambda part: self._frames.crop(index, part))
+        doubt = doubt_px(placed.verdict, placed.residual_px)
+        return Source(index, box, usable, shift, lambda part: self._frames.crop(index, part), residual_px=doubt)
 
     def _chunk(self, row: int, col: int) -> Chunk:
         t = self._chunk_px
@@ -132,13 +136,21 @@ class Mosaic:
         pixels = None
         if not stored:
             pixels = gather(
-                block, sources, channels=self._channels, dtype=self._dtype, fill=self._fill, feather=self._feather
-            )
+                block, sources, channels=self._channels, dtype=self._dtype, fill=self._fill, feather=self._feather,
+                blend=self._blend,
+            )  # fmt: skip
         self._covered_px += covered_px(block, [s.usable for s in sources])
         for index in self._ledger.done(indices):
             if self._sources.pop(index, None) is not None:
                 self._frames.drop(index)
         return Chunk(0, row, col, pixels, stored)
+
+
+def doubt_px(verdict: Verdict, residual_px: float | None) -> float:
+    """Return how far a tile may be from agreeing with its neighbours; glass shows nothing that could be doubled."""
+    if verdict is Verdict.BLANK:
+        return 0.0
+    return math.inf if residual_px is None else residual_px
 
 
 def margin_px(stage_error_um: float, pixel_size_um: float, *, registration: bool) -> int:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_scanner.geometry import Box
+
 
 def ramp(length: int, feather: int) -> NDArray[np.float32]:
     """Return the weights along one axis of a tile: the distance to the nearer edge in pixels, at most `feather`.
@@ -32,8 +34,16 @@ def ramp(length: int, feather: int) -> NDArray[np.float32]:
     return np.minimum(np.minimum(i + 1, length - i), np.float32(max(1, feather)))
 
 
+def depth_of(box: Box, cell: Box) -> NDArray[np.float32]:
+    """Return how deep inside the box each pixel of the cell lies: the distance to the nearest edge."""
+    wy = ramp(box.height, box.height)[cell.y0 - box.y0 : cell.y1 - box.y0]
+    wx = ramp(box.width, box.width)[cell.x0 - box.x0 : cell.x1 - box.x0]
+    depth: NDArray[np.float32] = np.minimum.outer(wy, wx)
+    return depth
+
+
 SEAM_PX = 8
-"""Half the width of the fade along a seam."""
+"""Width of the fade along a seam."""
 
 
 def seam(depths: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:

@@ -14,7 +14,7 @@ import numpy as np
 from edge_scanner.config import Config
 from edge_scanner.geometry import Box, MosaicFrame
 from edge_scanner.memory import peak_rss_mib
-from edge_scanner.mosaic.kernel import Source, place, resampled
+from edge_scanner.mosaic.source import Source, place, resampled
 from edge_scanner.plan import ScanPlan
 from edge_scanner.record import TileRecord, Timings
 from edge_scanner.register import LostSteps

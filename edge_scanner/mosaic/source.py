@@ -1,0 +1,107 @@
+"""A placed tile, and its pixels on the mosaic's lattice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_scanner.geometry import Box
+from edge_scanner.mosaic.warp import Warp
+from edge_scanner.tile import Pixels
+
+TAPS = 4
+EXACT_PX = 1e-3
+"""A remainder below this is taken as a whole-pixel place: the pixels are copied untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A placed tile as the kernel sees it.
+
+    Parameters
+    ----------
+    order : int
+        Sources are summed in this order.
+    box : Box
+        Mosaic pixels that the tile covers (whole pixels).
+    usable : Box
+        Part of `box` that may be used.
+    shift : tuple of float
+        (y, x) remainder in px, in -0.5..0.5: the tile's content lies this much below and right of `box`.
+    crop : callable
+        `crop(Box in tile pixels) -> (y, x, c)`.
+    warp : Warp, optional
+        The way from the mosaic to a tile that is not merely shifted; `box` then encloses the tile, `shift` is unused.
+    residual_px : float
+        How far the tile's overlaps are from agreeing with its place; infinite where that is not known.
+    """
+
+    order: int
+    box: Box
+    usable: Box
+    shift: tuple[float, float]
+    crop: Callable[[Box], Pixels]
+    warp: Warp | None = None
+    residual_px: float = math.inf
+
+
+def place(y_px: float, x_px: float, height: int, width: int, *, cubic: bool) -> tuple[Box, tuple[float, float]]:
+    """Split a tile's place into the whole-pixel box it covers and the remainder that resampling takes care of.
+
+    Parameters
+    ----------
+    y_px, x_px : float
+        Mosaic coordinates of the tile's top-left pixel.
+    height, width : int
+        Tile.
+    cubic : bool
+        False (`pixel` placement) drops the remainder.
+    """
+    y, x = int(np.floor(y_px + 0.5)), int(np.floor(x_px + 0.5))
+    shift = (y_px - y, x_px - x) if cubic else (0.0, 0.0)
+    return Box(y, x, y + height, x + width), shift
+
+
+def resampled(source: Source, part: Box) -> Pixels:
+    """Return the tile's pixels (y, x, c) on the mosaic's lattice for a part of its box.
+
+    A whole-pixel place is an exact copy; a sub-pixel one is a separable 4-tap cubic filter (Keys 1981, a = -1/2),
+    with the tile's edge repeated beyond its border.
+    """
+    inner = part.shifted(-source.box.y0, -source.box.x0)
+    dy, dx = (0.0 if abs(v) < EXACT_PX else v for v in source.shift)
+    if dy == 0.0 and dx == 0.0:
+        return source.crop(inner)
+    grown = inner.grown(TAPS // 2).intersect(Box(0, 0, source.box.height, source.box.width))
+    pixels = source.crop(grown)
+    top, left = inner.y0 - grown.y0, inner.x0 - grown.x0
+    taps = (cubic_taps(dx), cubic_taps(dy))
+    shifted = cv2.sepFilter2D(np.ascontiguousarray(pixels), cv2.CV_32F, *taps, borderType=cv2.BORDER_REPLICATE)
+    moved = shifted.reshape(pixels.shape)[top : top + inner.height, left : left + inner.width]
+    return typed(moved, pixels.dtype)
+
+
+def cubic_taps(shift: float) -> NDArray[np.float32]:
+    """Return the five taps (one of them zero) that move an image by `shift` px, -0.5..0.5, towards larger indices."""
+    offsets = np.arange(-2, 3, dtype=np.float64)
+    d = np.abs(offsets + shift)
+    near = 1.5 * d**3 - 2.5 * d**2 + 1
+    far = -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+    taps = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    normalised: NDArray[np.float32] = (taps / taps.sum()).astype(np.float32)
+    return normalised
+
+
+def typed(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Pixels:
+    """Return averages in the tiles' type: rounded to even and clipped to its range where that is of integers."""
+    depth = {"|u1": cv2.CV_8U, "<u2": cv2.CV_16U}.get(dtype.str)
+    if depth is None:
+        return values.astype(dtype)
+    typed: Pixels = cv2.add(values.reshape(len(values), -1), 0.0, dtype=depth)
+    return typed.reshape(values.shape)
