@@ -42,7 +42,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[cpu,test,readers]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[cpu,test,readers,peers]'
 	touch $@ $(VENV)/.demo
 
 clean:
