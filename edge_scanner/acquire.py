@@ -61,6 +61,8 @@ class Acquirer:
         Called between targets; returns when the scan may go on.
     aborted : callable
         Asked before every move and every frame; True ends the run with `AbortedError`.
+    focus_lost : callable
+        Told the number of tiles when `focus.max_failed` in a row could not be focused, to pause before the next one.
     shading : Shading, optional
         Flat-field correction of the pixels that are handed on.
     """
@@ -71,12 +73,13 @@ class Acquirer:
         config: Config,
         *,
         wait_if_paused: Callable[[], None] = lambda: None,
+        focus_lost: Callable[[int], None] = lambda _: None,
         aborted: Callable[[], bool] = lambda: False,
         shading: Shading | None = None,
     ) -> None:
         self._rig = rig
         self._config = config
-        self._wait_if_paused = wait_if_paused
+        self._wait_if_paused, self._focus_lost = wait_if_paused, focus_lost
         self._shading = shading or NoShading()
         self._focus = make_focus(config)
         self._mover = Mover(rig, config.stage.settle_ms, aborted)
@@ -98,7 +101,7 @@ class Acquirer:
         AbortedError
             When `aborted` said so.
         """
-        rejected = 0
+        rejected = unfocused = 0
         self._mover.forget()
         try:
             self._rig.illumination.on()
@@ -106,7 +109,11 @@ class Acquirer:
                 self._wait_if_paused()
                 tile = self._acquire(target)
                 rejected = rejected + 1 if tile.verdict is Verdict.REJECTED else 0
+                unfocused = self._unfocused(tile, unfocused)
                 yield tile
+                if unfocused >= self._config.focus.max_failed:
+                    self._focus_lost(unfocused)
+                    unfocused = 0
                 if rejected >= self._config.scan.max_rejected:
                     raise DeviceError(
                         f"{rejected} targets in a row had no usable frame; the last one's reason: {tile.reason}",
@@ -114,6 +121,12 @@ class Acquirer:
                     )
         finally:
             self._rig.illumination.off()
+
+    def _unfocused(self, tile: Tile, before: int) -> int:
+        """Return how many tiles with something to see could not be focused in a row; the others do not count."""
+        if not self._config.focusable or tile.verdict is not Verdict.ACCEPTED or tile.focus is None:
+            return before
+        return 0 if tile.focus.in_focus else before + 1
 
     def look(self, target: Target, z_um: float) -> Pixels:
         """Return one frame (y, x, c) of a target at a z, outside of any run: to compare with an earlier one.

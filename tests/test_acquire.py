@@ -306,3 +306,25 @@ def test_shading_reaches_the_pixels_that_are_kept(half: Path) -> None:
     plain = list(Acquirer(rig_of(config), config).run([HALF.target(0)]))
     shaded = list(Acquirer(rig_of(config), config, shading=Invert()).run([HALF.target(0)]))
     assert np.array_equal(shaded[0].pixels, 255 - plain[0].pixels)
+
+
+FAR = ("focus.z_start_um=30", "focus.range_um=2", "focus.max_failed=3", "sim.surface=false", "sim.tilt_um_per_mm=0")
+
+
+def lost_after(half: Path, *overrides: str) -> list[int]:
+    """Scan and return how many tiles had come each time that focus was told to be lost."""
+    config, told = scene_config(*FAR, *overrides, slide=half), []
+    tiles: list[Tile] = []
+    for tile in Acquirer(rig_of(config), config, focus_lost=lambda n: told.append((n, len(tiles)))).run(HALF):
+        tiles.append(tile)  # noqa: PERF402 - told counts them meanwhile
+    assert all(n == 3 for n, _ in told)
+    return [done for _, done in told]
+
+
+def test_focus_that_fails_in_a_row_is_told_and_glass_does_not_count(half: Path) -> None:
+    assert lost_after(half) == [5, 8, 15]
+
+
+@pytest.mark.parametrize("override", ["focus.z_start_um=0", "focus.mode=off", "sim.blur=false"])
+def test_focus_that_is_found_or_not_looked_for_is_not_lost(half: Path, override: str) -> None:
+    assert lost_after(half, override) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import typer
 from edge_scanner import config as configs
 from edge_scanner.calibrate.axes import StageAxes, measure_axes
 from edge_scanner.calibrate.backlash import measure_backlash
+from edge_scanner.calibrate.focus import measure_focus
 from edge_scanner.calibrate.glass import measure_flat_field
 from edge_scanner.calibrate.probe import Probe
 from edge_scanner.calibrate.stage_file import StageCalibration
@@ -90,6 +91,19 @@ def backlash(context: typer.Context) -> None:
         x_um, y_um = measure_backlash(probe, axes, spot)
     replace(before, measured=_now(), axes=axes, backlash_um=(x_um, y_um)).save(path)
     _tell(wish, {"file": str(path), "backlash_x_um": round(x_um, 3), "backlash_y_um": round(y_um, 3)})
+
+
+@app.command()
+def focus(context: typer.Context) -> None:
+    """Map what the focus model says to this instrument by short stacks on tissue; write `focus.calibration`."""
+    wish: _Wish = context.obj
+    path = _named("focus.calibration", wish.config.focus.calibration)
+    bare = wish.config.focus.model_copy(update={"calibration": ""})
+    with _probe(wish.config.model_copy(update={"focus": bare})) as probe:
+        found = measure_focus(probe, wish.region)
+    found.save(path)
+    line = {key: round(value, 4) for key, value in asdict(found.line).items()}
+    _tell(wish, {"file": str(path), "frames": found.frames, "swapped": found.swapped, **line})
 
 
 def _named(key: str, value: str) -> Path:

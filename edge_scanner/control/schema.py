@@ -34,6 +34,13 @@ class Fault(Told):
     advice: str
 
 
+class Pause(Told):
+    """Why the scan has paused by itself."""
+
+    message: str
+    advice: str
+
+
 class Refusal(Told):
     """The reply to a request that changed nothing; `id` is null where none could be read."""
 
@@ -95,6 +102,7 @@ class StatusResult(Told):
     tiles: int
     done: int
     eta_s: float | None
+    pause: Pause | None
     homed: bool
     providers: Providers
     buffer: dict[str, float]

@@ -11,8 +11,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from edge_scanner.config import Config
-from edge_scanner.errors import ConfigError
+from edge_scanner.errors import ConfigError, SourceError
+from edge_scanner.focus.calibration import named_focus_calibration
 from edge_scanner.focus.classical import COLD_REACH, ClassicalFocus
 from edge_scanner.focus.consensus import Consensus, agree
 from edge_scanner.focus.method import FocusOutcome, Snap
@@ -48,6 +51,8 @@ class Estimator:
     ------
     ConfigError
         No network (see `OnnxFocusModel`), a mono camera, or frames too small for one patch.
+    SourceError
+        A calibration that does not fit.
     """
 
     def __init__(self, config: Config) -> None:
@@ -62,6 +67,7 @@ class Estimator:
                 'Set focus.mode = "classical".',
             )
         self.model = OnnxFocusModel(config)
+        self._calibration = named_focus_calibration(config, self.model.file)
 
     def judge(self, pixels: Pixels) -> Consensus | None:
         """Return the consensus on a frame, in micrometres of this objective; None where there is nothing to judge.
@@ -69,11 +75,29 @@ class Estimator:
         Parameters
         ----------
         pixels : ndarray, (y, x, 3), uint8 or uint16
+
+        Raises
+        ------
+        SourceError
+            When it is anything else.
         """
+        if (calibration := self._calibration) is None:
+            return self.read(pixels)
+        seen = self.read(pixels, swapped=calibration.swapped)
+        return None if seen is None else calibration.line.applied(seen)
+
+    def read(self, pixels: Pixels, *, swapped: bool = False) -> Consensus | None:
+        """Return the same without the instrument's calibration, with red and blue exchanged where `swapped`."""
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype not in (np.uint8, np.uint16):
+            raise SourceError(
+                f"Learned focus cannot judge a frame of {pixels.shape} {pixels.dtype}.",
+                "It takes RGB of 8 or 16 bits a channel.",
+            )
         corners = choose(pixels, self._side_px, BATCH)
         if not corners:
             return None
-        dz_um, sigma_um = self.model(cut(pixels, corners, self._side_px))
+        patches = cut(pixels, corners, self._side_px)
+        dz_um, sigma_um = self.model(np.ascontiguousarray(patches[:, ::-1]) if swapped else patches)
         found = agree(dz_um, sigma_um, self.model.file.sigma_scale)
         return None if found is None else found.scaled(1 / self._unit)
 

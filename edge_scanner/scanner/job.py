@@ -76,6 +76,8 @@ class ScanJob:
         Ends the scan at once.
     done : int
         Targets heard of.
+    pause : dict or None
+        `message` and `advice` of a pause that nobody asked for.
     latest : ndarray or None
         Last frame (y, x, c).
     report : dict or None
@@ -90,6 +92,7 @@ class ScanJob:
         self._resume = resume and (folder / "slide.ome.zarr" / "zarr.json").is_file()
         self.abort = Abort()
         self.done = 0
+        self.pause: dict[str, str] | None = None
         self.latest: Pixels | None = None
         self.report: dict[str, Any] | None = None
         self.pipeline: Pipeline | None = None
@@ -162,6 +165,7 @@ class ScanJob:
             acquired=self._started,
             wait_if_paused=self._wait_if_paused,
             aborted=self._aborted,
+            focus_lost=self._focus_lost,
             on_stored=lambda chunks: publish("chunk", {"scan_id": scan_id, "chunks": chunks}),
             prepared=prepared,
             resume=self._resume,
@@ -212,20 +216,38 @@ class ScanJob:
     def _wait_if_paused(self) -> None:
         self._wait_for_room()
         wishes, machine = self._context.wishes, self._context.machine
-        if wishes.paused and machine.advance(State.PAUSED, only_from=State.SCANNING):
+        if wishes.paused and not wishes.cancelled and machine.advance(State.PAUSED, only_from=State.SCANNING):
             self._context.pulse.rest()
-            wishes.wait_for(lambda: not wishes.paused or bool(self.abort))
+            wishes.wait_for(lambda: not wishes.paused or wishes.cancelled or bool(self.abort))
             machine.advance(State.SCANNING, only_from=State.PAUSED)
+        self.pause = None
+
+    def _focus_lost(self, tiles: int) -> None:
+        """Pause before the next tile: hunting for a focus that is not there helps nobody."""
+        self._pause_for(
+            f"{tiles} tiles in a row could not be focused.",
+            "Check the slide's side, the objective and focus.z_start_um; then send resume to go on, or cancel.",
+        )
+        self._context.wishes.set(paused=True)
+
+    def _pause_for(self, message: str, advice: str) -> None:
+        self.pause = {"message": message, "advice": advice}
+        _log.warning("%s %s", message, advice)
 
     def _wait_for_room(self) -> None:
         """Pause before the reserve of the disk is touched; go on by itself when there is room again."""
         archive, wishes, machine = self._context.archive, self._context.wishes, self._context.machine
         if not archive.missing():
             return
+        before = self.pause
+        self._pause_for(
+            f"The disk is down to its reserve; the scan waits for {archive.missing(SPARE)}.",
+            "Free some space, by removing files: it goes on by itself.",
+        )
         machine.advance(State.PAUSED, only_from=State.SCANNING)
-        _log.warning("The disk is down to its reserve; the scan waits for %s.", archive.missing(SPARE))
         self._context.pulse.rest()
         wishes.wait_for(lambda: bool(self.abort) or wishes.cancelled or not archive.missing(SPARE), ROOM_S)
+        self.pause = before
         machine.advance(State.SCANNING, only_from=State.PAUSED)
 
     def _on_tile(self, tile: Tile) -> None:

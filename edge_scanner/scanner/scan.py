@@ -56,6 +56,8 @@ class Scan(SlideBuild):
         ISO 8601 UTC.
     wait_if_paused : callable
     aborted : callable
+    focus_lost : callable
+        See `Acquirer`, as the two before.
     on_stored : callable
         See `SlideBuild`.
     prepared : Prepared, optional
@@ -75,6 +77,7 @@ class Scan(SlideBuild):
         acquired: str = "",
         wait_if_paused: Callable[[], None] = lambda: None,
         aborted: Callable[[], bool] = lambda: False,
+        focus_lost: Callable[[int], None] = lambda _: None,
         on_stored: Callable[[list[Key]], object] = lambda _: None,
         prepared: Prepared | None = None,
         resume: bool = False,
@@ -84,7 +87,9 @@ class Scan(SlideBuild):
             config, plan, prepared.frame, folder,
             scan_id=scan_id, acquired=acquired, on_stored=on_stored, resume=resume,
         )  # fmt: skip
-        self.acquirer = Acquirer(rig, config, wait_if_paused=wait_if_paused, aborted=aborted, shading=prepared.shading)
+        self.acquirer = Acquirer(
+            rig, config, wait_if_paused=wait_if_paused, aborted=aborted, focus_lost=focus_lost, shading=prepared.shading
+        )
 
     def acquire(self) -> Iterator[Tile]:
         """Yield a tile for each target of the plan, in order."""

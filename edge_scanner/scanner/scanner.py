@@ -147,6 +147,7 @@ class Scanner:
             "done": done,
             "durable": scan.durable_tiles if scan else 0,
             "eta_s": round(elapsed_s * (1 - share) / share, 1) if scanning and share else None,
+            "pause": job.pause if job and scanning else None,
             "homed": self._homed,
             "providers": self._engine.as_json(),
             "buffer": {
