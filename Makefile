@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: demo test lint bench survive service service-test fuzz powercut clean
+.PHONY: demo test lint bench survive enospc service service-test arm64-test fuzz powercut clean
 
 demo: $(VENV)/.demo
 	$(BIN)/edge-scanner demo --out out
@@ -24,12 +24,20 @@ bench: $(VENV)/.test
 survive: $(VENV)/.test
 	$(BIN)/python tests/survive.py --kills 240 --record tests/records/survive.txt
 
+# Needs root; mounts a small file system.
+enospc: $(VENV)/.test
+	$(BIN)/python tests/enospc.py --record tests/records/enospc.md
+
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/service/fuzz.py --record tests/records/fuzz.md
 
 # Needs root, systemd-container and mmdebstrap.
 service service-test: $(VENV)/.test
 	$(BIN)/python tests/service/lane.py --record tests/records/service.md
+
+# Needs root, qemu-user-static and mmdebstrap; emulated, so an hour or so.
+arm64-test: $(VENV)/.test
+	$(BIN)/python tests/arm64/lane.py --record tests/records/arm64.md
 
 powercut: $(VENV)/.test
 	$(BIN)/python tests/powercut/powercut.py --record tests/records/powercut.md
