@@ -1,11 +1,17 @@
 """A disk that fills up: the scan pauses before the reserve, lives on, and goes on when there is room."""
 
-import contextlib
 import os
 import subprocess
 
 import pytest
+from enospc import lane
+from scan_rig import small_config
 from test_daemon import LONG, code_of, daemon, wait_for
+
+from edge_scanner.errors import DiskLowError
+from edge_scanner.plan import ScanRegion
+from edge_scanner.scanner.archive import Archive, bytes_needed, files_needed_by
+from edge_scanner.scanner.scan import make_plan
 
 
 @pytest.fixture
@@ -29,6 +35,7 @@ def test_a_scan_waits_for_room_and_goes_on(small_disk):
     with daemon(small_disk, *SLOWLY, "storage.reserve_mb=20") as (client, _, _child):
         client.home()
         client.wait_idle()
+        assert code_of(lambda: client.scan(**LONG)) == "disk.low"
         scan_id = client.scan(**area)["scan_id"]
         wait_for(client, "tile", scan_id=scan_id)
         filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize - 19_000_000))
@@ -42,23 +49,32 @@ def test_a_scan_waits_for_room_and_goes_on(small_disk):
         assert status["done"] > done
 
 
-def test_a_plan_without_room_is_refused_and_a_full_disk_is_a_fault_that_can_be_resumed(small_disk):
-    filler = small_disk / "filler"
-    area = {**LONG, "width_mm": 3.0, "height_mm": 2.0}
-    with daemon(small_disk, *SLOWLY) as (client, _, _child):
-        client.home()
-        client.wait_idle()
-        assert code_of(lambda: client.scan(**LONG)) == "disk.low"
-        scan_id = client.scan(**area)["scan_id"]
-        wait_for(client, "tile", scan_id=scan_id)
-        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(100_000))
-        wait_for(client, "state", state="FAULT")
-        assert client.status()["fault"]["code"] == "disk.low"
-        filler.unlink()
-        client.reset()
-        wait_for(client, "state", state="IDLE")
-        client.scan(resume=scan_id)
-        assert client.wait_idle(scan_id)["outcome"] == "completed"
-        assert client.status()["report"]["coverage"] == 1.0
+@pytest.mark.parametrize(("what", "reserve"), [("bytes", False), ("inodes", True)])
+def test_a_sample_of_full_disks_is_survived(tmp_path, what, reserve):
+    """`make enospc` runs the whole."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        [seen] = lane(tmp_path, "tmpfs", what, reserve, [0.4])
+    except PermissionError as error:
+        pytest.skip(str(error))
+    assert seen.wrong == ""
+    assert seen.became != "completed"
+
+
+def test_a_plan_without_room_for_its_bytes_or_files_is_refused_but_not_for_what_it_has(small_disk):
+    plan = make_plan(small_config(small_disk), ScanRegion(0.0, 0.0, 1.0, 0.9))
+    folder = small_disk / "scan"
+    folder.mkdir()
+    for n in range(8):
+        (folder / str(n)).write_bytes(bytes(100_000))
+    disk = os.statvfs(small_disk)
+    tight = {
+        "bytes": disk.f_bavail * disk.f_frsize / 1e6 - bytes_needed(small_config(small_disk), plan) / 1e6 + 0.5,
+        "files": disk.f_favail - files_needed_by(small_config(small_disk), plan) + 5,
+    }
+    for key in (f"storage.reserve_mb={tight['bytes']}", f"storage.reserve_files={tight['files']}"):
+        archive = Archive(small_config(small_disk, "storage.reserve_files=0", key))
+        with pytest.raises(DiskLowError, match=r"The scan may need"):
+            archive.check_room(plan)
+        archive.check_room(plan, folder)

@@ -53,15 +53,17 @@ class Archive:
         if not os.access(self.root, os.W_OK | os.X_OK):
             raise StoreError(f"The storage root {self.root} is not writable.", "Change its owner or storage.root.")
 
-    def check_room(self, plan: ScanPlan) -> None:
-        """Refuse a plan that the disk has no room for.
+    def check_room(self, plan: ScanPlan, folder: Path | None = None) -> None:
+        """Refuse a plan that the disk has no room for; of an unfinished scan, beside what its folder takes already.
 
         Raises
         ------
         DiskLowError
         """
         room, files = self._room()
-        needed, files_needed = bytes_needed(self._config, plan), files_needed_by(self._config, plan)
+        taken = [path.stat().st_size for path in folder.rglob("*")] if folder else []
+        needed = bytes_needed(self._config, plan) - sum(taken)
+        files_needed = files_needed_by(self._config, plan) - len(taken)
         if needed > room:
             raise DiskLowError(
                 f"The scan may need {needed / 1e9:.1f} GB; {max(0, room) / 1e9:.1f} GB are free beside the reserve.",

@@ -195,7 +195,7 @@ class Scanner:
 
     def _resume_scan(self, scan_id: str) -> str:
         folder, plan, started = self._archive.unfinished(scan_id)
-        self._check(plan)
+        self._check(plan, folder)
         self._begin("scan", State.PREPARING, lambda: self._go_on(scan_id, plan, folder, started), scan_id)
         return scan_id
 
@@ -312,7 +312,7 @@ class Scanner:
     def _called_off(self) -> bool:
         return self.state() is State.FAULT or self._wishes.cancelled or self._wishes.ending
 
-    def _check(self, plan: ScanPlan) -> None:
+    def _check(self, plan: ScanPlan, folder: Path | None = None) -> None:
         camera, pixel_size_um = self._config.camera, self._config.optics.pixel_size_um
         given = (plan.tile_width_px, plan.tile_height_px, plan.pixel_size_um)
         if given != (camera.width_px, camera.height_px, pixel_size_um):
@@ -325,7 +325,7 @@ class Scanner:
         plan.check_limits(self._config.stage.limits, self._config.focus.z_start_um)
         named_flat_field(self._config)
         named_stage_calibration(self._config)
-        self._archive.check_room(plan)
+        self._archive.check_room(plan, folder)
 
     def _new_scan(self, scan_id: str, plan: ScanPlan) -> None:
         started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
