@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 SERVICE = "system.slice/edge-scanner.service"
 """Where systemd puts the daemon; the doctor, run from a shell, looks there too while the service runs."""
+
+LARGE_BLOCK_BYTES = 4 << 20
+"""numpy asks for huge pages from here on, which makes new memory cheap; smaller blocks are better kept."""
+KEPT_BYTES = 32 << 20
+"""Free memory that each of glibc's arenas may keep for smaller blocks."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def peak_rss_mib() -> float:
@@ -26,6 +33,18 @@ def rss_mib() -> float:
     if pages.exists():
         return int(pages.read_text(encoding="ascii").split()[1]) * resource.getpagesize() / 2**20
     return peak_rss_mib()
+
+
+def return_large_blocks() -> None:
+    """Have the C library give a frame's memory back to the system when it is freed.
+
+    glibc would keep blocks of up to 32 MiB for later, in an arena for each thread: frames freed by one thread and made
+    by another then fill several.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:  # glibc's own
+        set_option(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+        set_option(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def memory_limit(root: Path = Path("/")) -> tuple[int, str]:

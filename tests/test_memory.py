@@ -124,3 +124,26 @@ def test_a_daemon_that_cannot_hold_its_buffers_does_not_start(tmp_path: Path, co
     assert "The buffers need" in said
     assert "Lower scan.buffer_mb" in said
     assert "Traceback" not in said
+
+
+FRAMES = """
+import sys
+import numpy as np
+from edge_scanner.memory import return_large_blocks, rss_mib
+
+if sys.argv[1] == "as the daemon":
+    return_large_blocks()
+np.ones(16 << 20, np.uint8)  # glibc keeps such blocks from the first one on that was freed
+frames = [np.ones(16 << 20, np.uint8) for _ in range(6)]
+later = np.ones(1 << 20, np.uint8)
+before = rss_mib()
+del frames
+print(before - rss_mib())
+"""
+
+
+@pytest.mark.parametrize(("way", "low", "high"), [("as the daemon", 90, 100), ("as it comes", -1, 20)])
+def test_the_memory_of_frames_is_given_back(way: str, low: float, high: float) -> None:
+    command = [sys.executable, "-c", FRAMES, way]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert low < float(done.stdout) < high
