@@ -4,7 +4,8 @@ LINK becomes a serial port; CONTROL is a ZeroMQ REP socket beside it, JSON both 
 
 ====================================  ===============================================================
 `{"cmd": "truth"}`                    `x_um y_um z_um` of the load, `moving`, `light` (0 to 1), monotonic `t`
-`{"cmd": "set", "garble": 0.01, …}`   noise (`garble drop lose late_s`), `stuck_busy`, `idle_early`, `dead_lamp`
+`{"cmd": "set", "garble": 0.01, …}`   noise (`garble drop lose insert repeat late_s`), `stuck_busy`,
+                                      `idle_early`, `dead_lamp`
 `{"cmd": "do", "what": …}`            `limit reset unplug replug slip` (`um`: x, y, z), at once, or with
                                       `"when": "moving"` as soon as something moves
 `{"cmd": "heard"}`                    halt bytes heard: `halts`, monotonic `halt_t` of the first since this

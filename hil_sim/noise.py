@@ -1,4 +1,4 @@
-"""What happens to bytes on a bad line: garbled, dropped, late. Deterministic by seed and order."""
+"""What happens to bytes on a bad line: garbled, dropped, made up, twice, late. Deterministic by seed and order."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class Noise:
         Share of replies in which one byte is changed, and of replies of which a byte is missing.
     lose : float
         Share of replies that never come.
+    insert : float
+        Share of replies with a byte too many, of any value.
+    repeat : float
+        Share of replies that come twice.
     late_s : float
         Delay of every reply.
     """
@@ -24,6 +28,8 @@ class Noise:
     garble: float = 0.0
     drop: float = 0.0
     lose: float = 0.0
+    insert: float = 0.0
+    repeat: float = 0.0
     late_s: float = 0.0
 
 
@@ -45,10 +51,13 @@ class Wire:
             data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
         if cut and data:
             del data[dice.randrange(len(data))]
-        self.spoilt += lost or garbled or cut
+        inserted, twice = (dice.random() < rate for rate in (noise.insert, noise.repeat))
+        if inserted:
+            data.insert(dice.randrange(len(data) + 1), dice.randrange(256))
+        self.spoilt += lost or garbled or cut or inserted or twice
         if lost:
             return
-        self._under_way.append((now_s + noise.late_s, bytes(data)))
+        self._under_way.extend([(now_s + noise.late_s, bytes(data))] * (1 + twice))
 
     def due_s(self) -> float:
         """Return when the next reply arrives."""

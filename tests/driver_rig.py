@@ -9,6 +9,7 @@ from edge_scanner import config as configs
 from edge_scanner.devices.clock import VirtualClock
 from edge_scanner.devices.drivers import asi, grbl, prior, sangaboard, squid
 from edge_scanner.devices.serial_line import SerialLine
+from hil_sim.firmware.base import BOOT_S
 from hil_sim.noise import Wire
 from hil_sim.rig import StageRig
 
@@ -105,5 +106,6 @@ def wired(protocol: str, *more: str, seed: int = 1, **rig):
     clock = VirtualClock()
     port = WiredPort(clock, StageRig(protocol=protocol, seed=seed, **RIG, **rig))
     port.firmware.boot(clock.now_s())
+    clock.sleep_s(BOOT_S)
     stage = DRIVERS[protocol](stage_config(protocol, *more), clock, WiredLine(port))
     return SimpleNamespace(stage=stage, port=port, clock=clock, firmware=port.firmware, line=stage._line)

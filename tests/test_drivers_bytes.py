@@ -51,7 +51,7 @@ def test_squid_reports(written):
 def test_the_squid_emulator_reports_the_vectors():
     got = []
     firmware = StageRig(protocol="squid", **RIG).build(got.append)
-    firmware.boot(0.0)
+    firmware.boot(-2.0)
     firmware.receive(bytes.fromhex("01 00 00 00 06 40 00 f9"), 0.0)
     firmware.tick(0.0)
     assert got[-1][:2].hex() == "0101"
@@ -112,6 +112,7 @@ def test_grbl_as_its_manual_says():
 
 def test_asi_as_its_manual_says():
     asi = Talk("asi")
+    assert asi.say(b"v\r", 1.0) == "", "it boots for a second"
     assert asi.say(b"v\r") == ":A Version: USB-9.2n\r\n"
     assert asi.say(b"W X Y\r") == ":A 0 0\r\n"
     assert asi.say(b"M X=1234 Y=567\r/\rRS X?\r") == ":A\r\nB\r\n:A B\r\n"

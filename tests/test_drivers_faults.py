@@ -4,6 +4,7 @@ import random
 
 import pytest
 from driver_rig import DRIVERS, wired
+from driver_storm import Storm
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -240,51 +241,8 @@ def test_nothing_follows_a_stop(protocol, during):
         assert off_um(rig, FAR) < 0.6
 
 
-def storm(protocol, seed, moves):
-    """Drive through noise and accidents; return how many faults there were and how many moves ended well."""
-    dice = random.Random(seed)
-    rig = homed(protocol, seed=seed)
-    noise, faults, done = rig.port.wire.noise, 0, 0
-    limits = rig.stage.limits
-    accidents = (
-        # a reset that strikes between a late all-clear and the move is beyond what these protocols can tell
-        lambda: noise.late_s or rig.firmware.boot(rig.clock.now_s()),
-        lambda: rig.firmware.hit_limit(rig.clock.now_s()),
-        lambda: setattr(rig.firmware.faults, "stuck_busy", True),
-        lambda: setattr(rig.firmware.faults, "idle_early", True),
-        lambda: setattr(noise, "late_s", dice.uniform(0, 0.5)),
-    )
-    for _ in range(moves):
-        noise.garble, noise.drop, noise.lose = (dice.choice((0, 0.02, 0.3)) for _ in range(3))
-        if dice.random() < 0.15:
-            after(dice.uniform(0, 0.4), rig, dice.choice(accidents))
-            faults += 1
-        target = Position(
-            dice.uniform(limits.x_min_um, limits.x_max_um),
-            dice.uniform(limits.y_min_um, limits.y_max_um),
-            dice.uniform(limits.z_min_um, limits.z_max_um),
-        )
-        began_s = rig.clock.now_s()
-        try:
-            at = go(rig, target)
-            done += 1
-            assert not rig.firmware.mechanics.moving(rig.clock.now_s()), "done while it moves"
-            assert off_um(rig, at) < 0.6, "believed to be elsewhere"
-            assert off_um(rig, target) < 6
-        except DeviceError:
-            assert rig.stage.position() is None
-            rig.port.accident = lambda _: None
-            noise.garble = noise.drop = noise.lose = noise.late_s = 0.0
-            rig.firmware.faults.stuck_busy = rig.firmware.faults.idle_early = False
-            rig.clock.sleep_s(3)
-            rig.stage.home()
-        assert rig.clock.now_s() - began_s < 30, "a hang"
-        assert rig.firmware.refused == 0
-    return faults + rig.port.wire.spoilt, done
-
-
-@each_switched
+@each_protocol
 def test_a_storm_of_faults(protocol):
-    faults, done = storm(protocol, 1, 150)
-    assert faults > 200
-    assert done > 30
+    tally = Storm(protocol, 1).blow(300)
+    assert tally.arrived > 30
+    assert len(tally.accidents) > 2

@@ -41,6 +41,9 @@ _RETRY_S = 0.25
 _FIRST_POLL_S, _LAST_POLL_S = 0.01, 0.1
 _SAME_UM = 0.05
 _RESTS, _RESENDS = 5, 2
+_CHECKS = 5
+_LATE_S = 0.5
+"""An answer that has not come so long after it was due is not expected any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class SerialStage(Stage):
         self._line = line or SerialLine(config.stage.port, config.stage.baud or self.baud, clock)
         self._opened = self._known = False
         self._identity = ""
+        self._missed_s = -math.inf
         self._offset = Position(0.0, 0.0, 0.0)
         self._here = Position(0.0, 0.0, 0.0)
         self._last: Position | None = None
@@ -182,7 +186,7 @@ class SerialStage(Stage):
         if not self._opened or self._line.halted or not self._line.is_open:
             return True
         try:
-            report = self._query()
+            report = self._ask_once()
         except (DeviceError, EmergencyStopError):
             return True
         if report is None or not report.idle:
@@ -257,16 +261,27 @@ class SerialStage(Stage):
             )
 
     def _check_unmoved(self) -> None:
-        """Refuse to go on when the stage is not where it was left: it was reset, or moved by somebody else."""
-        self._ping()
-        for _ in range(3):
-            report = self._read()
+        """Refuse to go on when the stage is not where it was left: it was reset, or moved by somebody else.
+
+        The report must be fresh: a controller that is reset after it takes longer to boot than the report is old, so
+        that it does not hear the move, which would lead elsewhere from its new zero. An answer that is late might be
+        taken for the one to the next question, so it is let pass first.
+        """
+        self._line.sleep(self._missed_s + _LATE_S - self._clock.now_s())
+        answered = False
+        for _ in range(_CHECKS):
+            self._ping()
+            report = self._ask_once()
             if report is None:
-                raise DeviceError("The stage's controller does not answer.", "Check cable and power, then home.")
+                self._line.sleep(_LATE_S)
+                continue
             if self._last is not None and self._is_near(report.at, self._to_raw(self._last)):
                 self._here = report.at
                 return
-        raise DeviceError("The stage is not where it was left.", "Check for a reset or a joystick, then home.")
+            answered = True
+        if answered:
+            raise DeviceError("The stage is not where it was left.", "Check for a reset or a joystick, then home.")
+        raise DeviceError("The stage's controller does not answer.", "Check cable and power, then home.")
 
     def _arrive(self, target: Position) -> Position:
         """Follow a move to its proved end; the position is the controller's."""
@@ -279,7 +294,7 @@ class SerialStage(Stage):
             now_s = self._clock.now_s()
             if now_s < due_s:
                 self._line.sleep(min(due_s - now_s, _FOLLOW_S))
-            report = self._query()
+            report = self._ask_once()
             now_s = self._clock.now_s()
             if report is not None:
                 same = before is not None and _distance(report.at, before.at) <= _SAME_UM
@@ -307,7 +322,7 @@ class SerialStage(Stage):
         """Return a report at rest that came twice."""
         before = None
         for _ in range(3 * _QUERIES):
-            report = self._query()
+            report = self._ask_once()
             if report and before and report.idle and before.idle and _distance(report.at, before.at) <= _SAME_UM:
                 return report
             before = report
@@ -316,7 +331,14 @@ class SerialStage(Stage):
 
     def _read(self) -> Report | None:
         """Ask a few times."""
-        return next((report for _ in range(_QUERIES) if (report := self._query())), None)
+        return next((report for _ in range(_QUERIES) if (report := self._ask_once())), None)
+
+    def _ask_once(self) -> Report | None:
+        """Ask, and remember when no answer came: it may come late."""
+        report = self._query()
+        if report is None:
+            self._missed_s = self._clock.now_s()
+        return report
 
     def _duration_s(self, target: Position) -> float:
         """Return how long the trapezoidal move from the last position takes."""

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from hil_sim.mechanics import Mechanics
 
 
+BOOT_S = 1.0
+"""How long a controller is deaf and dumb after a reset."""
+
+
 @dataclass(slots=True)
 class Faults:
     """What is wrong with the controller at the moment; the line's own faults are `hil_sim.noise`'s."""
@@ -40,6 +44,7 @@ class Firmware(ABC):
         self.halts = 0
         self.refused = 0
         self.lamp = 1.0
+        self._deaf_until_s = -math.inf
         self._send = send
 
     @abstractmethod
@@ -49,6 +54,14 @@ class Firmware(ABC):
     @abstractmethod
     def receive(self, data: bytes, now_s: float) -> None:
         """Take bytes from the line."""
+
+    def deafen(self, now_s: float) -> None:
+        """Hear and say nothing while booting."""
+        self._deaf_until_s = now_s + BOOT_S
+
+    def is_deaf(self, now_s: float) -> bool:
+        """Return whether it is booting."""
+        return now_s < self._deaf_until_s
 
     def tick(self, now_s: float) -> None:  # noqa: B027 - nothing is due where nothing happens by itself
         """Do what is due."""

@@ -23,6 +23,7 @@ class Prior(Firmware):
 
     def boot(self, now_s: float) -> None:
         """Forget the count."""
+        self.deafen(now_s)
         self.mechanics.freeze(now_s)
         self._zero_um = list(self.mechanics.shaft(now_s))
         self._line.clear()
@@ -43,6 +44,8 @@ class Prior(Firmware):
 
     def receive(self, data: bytes, now_s: float) -> None:
         """Gather a command."""
+        if self.is_deaf(now_s):
+            return
         for byte in data:
             if byte == 0x0D:
                 line, self._line = self._line.decode("ascii", "replace"), bytearray()

@@ -23,6 +23,7 @@ class Sangaboard(Firmware):
 
     def boot(self, now_s: float) -> None:
         """Forget the count."""
+        self.deafen(now_s)
         self.mechanics.freeze(now_s)
         self._zero_um = list(self.mechanics.shaft(now_s))
         self._line.clear()
@@ -40,6 +41,8 @@ class Sangaboard(Firmware):
 
     def receive(self, data: bytes, now_s: float) -> None:
         """Gather a command."""
+        if self.is_deaf(now_s):
+            return
         for byte in data:
             if byte == 0x0A:
                 words, self._line = self._line.decode("ascii", "replace").split(), bytearray()

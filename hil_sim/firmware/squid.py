@@ -40,6 +40,7 @@ class Squid(Firmware):
 
     def boot(self, now_s: float) -> None:
         """Forget everything."""
+        self.deafen(now_s)
         self._buffer.clear()
         self._id, self._status = 0, DONE
         self._restart(now_s)
@@ -73,7 +74,8 @@ class Squid(Firmware):
                     self._zero_um[n] = self.mechanics.shaft(now_s)[n]
                 self._homing = []
             self._status = DONE
-        self._send(self.report(now_s))
+        if not self.is_deaf(now_s):
+            self._send(self.report(now_s))
 
     def report(self, now_s: float) -> bytes:
         """Return what it says of itself."""
@@ -85,6 +87,8 @@ class Squid(Firmware):
 
     def receive(self, data: bytes, now_s: float) -> None:
         """Gather eight bytes at a time; after a wrong sum everything that waits is thrown away."""
+        if self.is_deaf(now_s):
+            return
         self._buffer += data
         while len(self._buffer) >= 8:
             command, self._buffer = bytes(self._buffer[:8]), self._buffer[8:]

@@ -17,7 +17,8 @@ _REFUSED = re.compile(r":N-(\d+)")
 _FATAL = {"2": "no such axis", "4": "a value out of range", "5": "the operation failed", "21": "it was halted"}
 _QUIET_S = 0.05
 _POLL_S = 0.05
-_CLEAR_UM = 1000.0
+_CLEAR_UM = 2e6
+"""Further from zero than the limits of a controller that was reset, which therefore refuses every target of ours."""
 
 
 class AsiStage(SerialStage):
@@ -48,7 +49,7 @@ class AsiStage(SerialStage):
         self._demand(_axes("H", self._clear_of_zero(), UNITS_PER_UM))
 
     def _clear_of_zero(self) -> Position:
-        """Return what to call the reference: zero, where a reset controller believes to be, is then out of bounds."""
+        """Return what to call the reference, so that zero, where a reset controller believes to be, is far away."""
         stage, limits = self._stage, self._limits
         return Position(
             stage.x_home_mm * 1000 - limits.x_min_um + _CLEAR_UM,
@@ -63,8 +64,8 @@ class AsiStage(SerialStage):
 
     def _query(self) -> Report | None:
         busy = self._ask("/")
-        where = _WHERE.fullmatch(self._ask("W X Y Z") or "")
-        if busy not in ("B", "N") or where is None:
+        where = _WHERE.fullmatch(self._ask("W X Y Z") or "") if busy in ("B", "N") else None
+        if where is None:
             return None
         return Report(busy == "N", Position(*(float(text) / UNITS_PER_UM for text in where[1].split())))
 

@@ -56,8 +56,8 @@ class PriorStage(SerialStage):
 
     def _query(self) -> Report | None:
         mask = self._ask("$")
-        where = _WHERE.fullmatch(self._ask("P") or "")
-        if mask is None or not mask.isdigit() or where is None:
+        where = _WHERE.fullmatch(self._ask("P") or "") if mask is not None and mask.isdigit() else None
+        if where is None:
             return None
         units = (int(text) * um for text, um in zip(where.groups(), self._steps_um, strict=True))
         return Report(mask == "0", Position(*units))

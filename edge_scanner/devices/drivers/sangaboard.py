@@ -52,8 +52,8 @@ class SangaboardStage(SerialStage):
 
     def _query(self) -> Report | None:
         moving = self._ask("moving?")
-        where = _WHERE.fullmatch(self._ask("p?") or "")
-        if moving not in ("true", "false") or where is None:
+        where = _WHERE.fullmatch(self._ask("p?") or "") if moving in ("true", "false") else None
+        if where is None:
             return None
         steps = (int(text) * um for text, um in zip(where.groups(), self._steps_um, strict=True))
         return Report(moving == "false", Position(*steps))
