@@ -222,12 +222,12 @@ class Scanner:
         error = EmergencyStopError("The emergency stop was pressed.", "Clear the cause, then send reset and home.")
         self._machine.fail(error)
         self._rig.stage.stop()  # a homing that lifted the latch in between has seen the fault, or is halted here
+        self._rig.illumination.off()
         if (job := self._scan_job) is not None:
             job.abort.set(error)
         self._reset_wanted = False
         self._wishes.set(paused=False)
         self._export.end()
-        self._rig.illumination.off()
 
     def reset(self) -> None:
         """Leave FAULT for IDLE with the position unknown, as soon as the failed work has ended."""
@@ -279,6 +279,7 @@ class Scanner:
                 if self._reset_wanted:
                     self._reset_wanted = False
                     self._machine.clear()
+                self._machine.advance(State.IDLE)  # not earlier: who sees IDLE may begin something at once
         self._machine.stopped()
 
     def _do(self, work: Callable[[], None] | None) -> None:
@@ -286,9 +287,8 @@ class Scanner:
             assert work is not None
             self.pulse.step()
             work()
-            self._machine.advance(State.IDLE)
         except AbortedError:
-            self._machine.advance(State.IDLE)
+            pass
         except BaseException as error:  # noqa: BLE001  a failed job is a latched fault, the daemon lives on
             if not isinstance(error, ScannerError):
                 _log.exception("The scan failed.")
