@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from hil_sim.mechanics import Mechanics
 
-
 BOOT_S = 1.0
 """How long a controller is deaf and dumb after a reset."""
 
