@@ -50,7 +50,7 @@ def say(*words: object) -> None:
 
 def scan_on(folder: Path) -> None:
     """Begin the scan, or go on with it, to the end; claims go to the console."""
-    import survive
+    import kill_rig
 
     from edge_scanner.scanner import scan as scans
 
@@ -77,9 +77,9 @@ def scan_on(folder: Path) -> None:
                     say("stored", row["level"], row["row"], row["col"], row["channel"], row["crc32c"])
 
     scans.Scan = Told
-    survive.SETTINGS, survive.REGION = SETTINGS, REGION
-    survive.work(folder)
-    say("digest", survive.digest(folder))
+    kill_rig.SETTINGS, kill_rig.REGION = SETTINGS, REGION
+    kill_rig.work(folder)
+    say("digest", kill_rig.digest(folder))
 
 
 def check(folder: Path) -> None:

@@ -25,8 +25,10 @@ from pathlib import Path
 from machine import Machine, Parts, missing
 
 BOOT_LIMIT_S = 600
-LINES = 80
-"""A cut comes at most so many lines after the start; an uninterrupted scan writes about 250."""
+LINES = (2, 80)
+"""A cut comes so many lines after the start; an uninterrupted scan writes about 250."""
+LATE_LINES = (140, 240)
+"""Likewise without fsync, where one cut ends a scan: it comes when chunks have been claimed too."""
 
 
 @dataclass
@@ -86,8 +88,9 @@ class Instant:
     linger_s: float = 0.0
 
     @classmethod
-    def draw(cls, rng: random.Random) -> Instant:
-        lines = 1 if rng.random() < 0.2 else rng.randrange(2, LINES)  # 1: the scanner begins to recover
+    def draw(cls, rng: random.Random, *, fsync: bool) -> Instant:
+        lines = rng.randrange(*(LINES if fsync else LATE_LINES))
+        lines = 1 if fsync and rng.random() < 0.2 else lines  # 1: the scanner begins to recover
         return cls(lines, True, rng.uniform(0, 0.02)) if rng.random() < 0.5 else cls(lines, False, rng.uniform(0, 2))
 
     def wait(self, machine: Machine) -> None:
@@ -132,7 +135,7 @@ def series(machine: Machine, cuts: int, expected: list[list[str]], *, fsync: boo
     machine.new_disk()
     while True:
         last = tally.cuts >= cuts or time.monotonic() > until_s
-        instant = Instant.draw(rng) if not last else Instant(float("inf") if fsync else 0)
+        instant = Instant.draw(rng, fsync=fsync) if not last else Instant(float("inf") if fsync else 0)
         said, cut = run(machine, instant, fsync=fsync)
         wrong = []
         if ["checked"] in said:
