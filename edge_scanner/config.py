@@ -200,6 +200,9 @@ class MosaicConfig(Section):
     zstd_level: int = Field(1, ge=1, le=22)
     placement: Literal["cubic", "pixel"] = "cubic"
     registration: bool = Field(True, description="Place tiles by their overlaps; off: by the stage alone.")
+    blend: Literal["linear", "seam", "max", "first"] = Field(
+        "linear", description="seam parts tiles that disagree by over 1 px along the least difference."
+    )
     feather_px: int = Field(64, ge=1, description="Longest blending ramp; overlaps narrower than it are ramped whole.")
     background: Literal["auto", "white", "black"] = "auto"
     chunk_px: Literal[256, 512, 1024] = 512

@@ -1,5 +1,7 @@
 """A scan that kept its tiles, fused again: its own mosaic, bit for bit."""
 
+import json
+
 import numpy as np
 import pytest
 from scan_rig import homed_rig, levels_of, small_config
@@ -13,13 +15,16 @@ from edge_scanner.scanner.scan import Scan, make_plan, run_nested
 from edge_scanner.store import SlideStore
 
 
-@pytest.fixture(scope="module", params=["cubic", "pixel"])
+@pytest.fixture(
+    scope="module",
+    params=[["placement=cubic"], ["placement=pixel"], ["blend=seam", "registration=false"]],
+    ids=["cubic", "pixel", "seam"],
+)
 def scanned(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("scans")
     config = small_config(
         root, "scan.keep_tiles=true", "sim.stage_error_um=3", "sim.noise=false", "focus.mode=off",
-        "mosaic.chunk_px=256",
-        f"mosaic.placement={request.param}",
+        "mosaic.chunk_px=256", *(f"mosaic.{option}" for option in request.param),
     )  # fmt: skip
     plan = make_plan(config, ScanRegion(0.0, 0.0, 0.6, 0.5))
     folder = Archive(config).create("kept", plan, "2026-01-01T00:00:00Z")
@@ -37,6 +42,9 @@ def test_fusing_a_kept_scan_gives_its_mosaic_again(scanned, tmp_path):
     assert online[0].std() > 5, "an empty picture would prove nothing"
     for a, b in zip(online, again, strict=True):
         assert np.array_equal(a, b)
+    cut = json.loads((scanned / "scan.json").read_text())["config"]["mosaic"]["blend"] == "seam"
+    fuse_slide(open_source(scanned), tmp_path / "o" / "slide.ome.zarr", blend="linear")
+    assert np.array_equal(online[0], levels_of(tmp_path / "o")[0]) != cut, "seam is another picture than linear"
     a, b = (SlideStore.open(p) for p in (scanned / "slide.ome.zarr", tmp_path / "slide.ome.zarr"))
     assert a.metadata == b.metadata
 

@@ -35,7 +35,7 @@ def fuse(
     scheduler: str | None = typer.Option(None, "--scheduler", metavar="ADDR", help="dask.distributed, tcp://…"),
     register: bool = typer.Option(False, "--register", help="Correct the places by what the overlaps show."),
     stage_error_px: float = typer.Option(5.0, "--stage-error-px", help="Error of the places, sigma; for --register."),
-    blend: BlendName = typer.Option(BlendName.LINEAR, "--blend"),
+    blend: BlendName | None = typer.Option(None, "--blend", help="linear; a scan's own."),
     chunk: int | None = typer.Option(None, "--chunk", min=16, max=8192, help="Side of a chunk, px; 512."),
     feather_px: int | None = typer.Option(None, "--feather-px", min=1, help="Longest blending ramp; 64."),
     codec: str | None = typer.Option(None, "--codec", help="gzip (lossless, the default), zstd, jpeg or none."),
@@ -49,7 +49,8 @@ def fuse(
     tiles = open_source(source.resolve(), pixel_size_um)
     with _client(scheduler) as client, progress("fusing", wanted=not as_json) as show:
         report = fuse_slide(
-            tiles, out, blend=blend.value, chunk_px=chunk, feather_px=feather_px, codec=codec, memory_mb=memory_mb,
+            tiles, out, blend=blend.value if blend else None,
+            chunk_px=chunk, feather_px=feather_px, codec=codec, memory_mb=memory_mb,
             register=register, stage_error_px=stage_error_px, overwrite=overwrite, client=client, progress=show,
         )  # fmt: skip
     if as_json:

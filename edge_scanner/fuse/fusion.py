@@ -67,6 +67,8 @@ class Fusion:
     look : Look
     reach : sequence of Box, optional
         What of the mosaic each tile may be used for.
+    doubts_px : sequence of float, optional
+        How far each tile may be from agreeing with its neighbours; `seam` parts those over 1 px, and all by default.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Fusion:
         canvas: tuple[tuple[int, ...], tuple[int, ...]],
         look: Look,
         reach: Sequence[Box] | None = None,
+        doubts_px: Sequence[float] | None = None,
     ) -> None:
         self.reader, self.look = reader, look
         self.axes = len(matrices[0]) - 1
@@ -87,6 +90,7 @@ class Fusion:
         self._dtype = look.dtype if look.dtype.kind == "f" else shape.dtype  # floats are asked for to be unrounded
         self._matrices = [np.asarray(m) for m in matrices]
         self._reach = reach
+        self._doubts_px = doubts_px
         self._flat = self.axes == 2 and look.order == 3
         around = np.array([_around(m, self._sides[::-1]) for m in self._matrices])
         self._low, self._high = around[:, 0], around[:, 1]
@@ -155,7 +159,8 @@ class Fusion:
         if is_shift(matrix, (width, height)):
             box, shift = place(matrix[1, 2], matrix[0, 2], height, width, cubic=self.look.cubic)
             usable = box if self._reach is None else box.intersect(self._reach[index])
-            return Source(index, box, usable, shift, crop)
+            doubt = math.inf if self._doubts_px is None else self._doubts_px[index]
+            return Source(index, box, usable, shift, crop, residual_px=doubt)
         inverse = np.linalg.inv(matrix)
         (y0, x0), (y1, x1) = self._low[index], self._high[index]
         box = Box(int(y0), int(x0), int(y1), int(x1))

@@ -70,7 +70,7 @@ def fuse_slide(
     tiles: TileSet,
     out: Path,
     *,
-    blend: Blend = "linear",
+    blend: Blend | None = None,
     chunk_px: int | None = None,
     feather_px: int | None = None,
     codec: str | None = None,
@@ -90,9 +90,8 @@ def fuse_slide(
     ----------
     tiles : TileSet
     out : Path
-    blend : str
-    chunk_px, feather_px, codec : optional
-        Those of the scan, or 512, 64 and gzip.
+    blend, chunk_px, feather_px, codec : optional
+        Those of the scan, or linear, 512, 64 and gzip.
     memory_mb : float
         Tiles kept in memory.
     register : bool
@@ -116,8 +115,9 @@ def fuse_slide(
     if register:
         alignment = align(tiles, stage_error_px, int(memory_mb * 1e6), lambda share: progress(share, "registering"))
         tiles = replace(tiles, transforms=alignment.transforms)
-    fusion = _fusion(tiles, blend, feather_px, memory_mb)
     scan = tiles.scan
+    blend = blend or (scan.blend if scan else "linear")
+    fusion = _fusion(tiles, blend, feather_px, memory_mb)
     chunk_px = chunk_px or (scan.chunk_px if scan else CHUNK_PX)
     chosen = scan.codec if scan and codec is None else _codec(codec or "gzip")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def _fusion(tiles: TileSet, blend: Blend, feather_px: int | None, memory_mb: flo
     look = Look(blend, shape.dtype, scan.fill, feather_px or scan.feather_px, cubic=scan.cubic)
     canvas = ((scan.canvas.x0, scan.canvas.y0), (scan.canvas.x1, scan.canvas.y1))
     reader = TileReader(tiles.tiles, shape, int(memory_mb * 1e6))
-    return Fusion(reader, shape, tiles.transforms, canvas, look, scan.reach)
+    return Fusion(reader, shape, tiles.transforms, canvas, look, scan.reach, scan.doubts_px)
 
 
 def _metadata(tiles: TileSet, fusion: Fusion, name: str, blend: str) -> SlideMetadata:

@@ -188,6 +188,7 @@ class SlideBuild(ABC):
             fill=self.store.fill_value,
             feather_px=mosaic.feather_px,
             cubic=mosaic.placement == "cubic",
+            blend=mosaic.blend,
             chunk_px=self.store.chunk_px,
             stored=stored,
         )

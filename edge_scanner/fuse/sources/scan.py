@@ -13,7 +13,7 @@ from edge_scanner.calibrate.frame import frame_of
 from edge_scanner.errors import ScannerError, SourceError
 from edge_scanner.fuse.sources.tile_set import ScanFrame, TileSet, shifted
 from edge_scanner.fuse.tiles import TileFile
-from edge_scanner.mosaic.mosaic import along_line, margin_px, reach_of
+from edge_scanner.mosaic.mosaic import along_line, doubt_px, margin_px, reach_of
 from edge_scanner.plan import ScanPlan
 from edge_scanner.store import SlideStore, make_codec
 from edge_scanner.tile import Verdict
@@ -57,6 +57,8 @@ def read(folder: Path) -> TileSet:
             config.fill_value,
             mosaic.feather_px,
             mosaic.placement == "cubic",
+            mosaic.blend,
+            tuple(doubt_px(Verdict(row["verdict"]), row["residual_px"]) for row in placed),
             mosaic.chunk_px,
             make_codec(config),
             metadata,
@@ -69,7 +71,7 @@ def _journal(path: Path) -> tuple[list[dict[str, Any]], StageAxes | None]:
     try:
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
-            cursor = db.execute("SELECT idx, verdict, place_y_px, place_x_px FROM tile ORDER BY idx")
+            cursor = db.execute("SELECT idx, verdict, place_y_px, place_x_px, residual_px FROM tile ORDER BY idx")
             names = [column[0] for column in cursor.description]
             rows = [dict(zip(names, row, strict=True)) for row in cursor]
             noted = db.execute("SELECT value FROM scan WHERE key = 'stage_axes'").fetchone()

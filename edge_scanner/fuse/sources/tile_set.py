@@ -14,6 +14,7 @@ from edge_scanner.errors import SourceError
 from edge_scanner.fuse.tiles import TileFile
 from edge_scanner.fuse.transforms import Matrix
 from edge_scanner.geometry import Box, MosaicFrame
+from edge_scanner.mosaic.kernel import Blend
 from edge_scanner.store import Codec, SlideMetadata
 
 
@@ -29,6 +30,9 @@ class ScanFrame:
     fill : int
     feather_px : int
     cubic : bool
+    blend : str
+    doubts_px : tuple of float
+        How far each tile may be from agreeing with its neighbours.
     chunk_px : int
     codec : Codec
     metadata : SlideMetadata
@@ -39,6 +43,8 @@ class ScanFrame:
     fill: int
     feather_px: int
     cubic: bool
+    blend: Blend
+    doubts_px: tuple[float, ...]
     chunk_px: int
     codec: Codec
     metadata: SlideMetadata
