@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -168,6 +169,22 @@ def test_killed_in_mid_scan_and_resumed_to_the_same_pixels(tmp_path):
     scan.close()
     for ours, nested in zip(levels_of(tmp_path / scan_id), levels_of(tmp_path / "nested"), strict=True):
         assert np.array_equal(ours, nested)
+
+
+def test_a_daemon_killed_while_it_exports_takes_the_export_with_it(tmp_path):
+    with daemon(tmp_path, *EXACT, dies=True) as (client, _, child):
+        client.home()
+        client.wait_idle()
+        scan_id = client.scan(**REGION)["scan_id"]
+        tasks = Path(f"/proc/{child.pid}/task")
+        for _ in client.events(silence_s=0.05):
+            if exports := [int(pid) for path in tasks.glob("*/children") for pid in path.read_text().split()]:
+                break
+        export = os.pidfd_open(exports[0])
+        child.kill()
+        assert select.select([export], [], [], 60)[0], "the export ends"
+        os.close(export)
+    assert not (tmp_path / scan_id / "slide.ome.tif").exists(), "before it is through"
 
 
 def test_a_daemon_without_its_device_refuses_to_start(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,7 @@ class ExportChild:
     def _command(self, folder: Path) -> list[str]:
         command = [sys.executable, "-m", "edge_scanner", "export", str(folder / "slide.ome.zarr")]
         command += [str(folder / "slide.ome.tif"), "--compression", self._config.compression, "--overwrite", "--json"]
+        command += ["--parent", str(os.getpid())]  # a daemon that was killed leaves no export that locks its file
         if self._config.compression != "keep":
             command += ["--quality", str(self._config.quality)]
         return command
