@@ -204,6 +204,10 @@ class MosaicConfig(Section):
         "linear", description="seam parts tiles that disagree by over 1 px along the least difference."
     )
     feather_px: int = Field(64, ge=1, description="Longest blending ramp; overlaps narrower than it are ramped whole.")
+    gain: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Make tiles as bright as their neighbours; auto: in brightfield with cubic placement.",
+    )
     background: Literal["auto", "white", "black"] = "auto"
     chunk_px: Literal[256, 512, 1024] = 512
 
@@ -275,6 +279,12 @@ class Config(Section):
     def focusable(self) -> bool:
         """Whether z is looked for and changes the picture: not on a simulator without blur."""
         return self.focus.mode != "off" and self.sim.blur
+
+    @property
+    def levels_tiles(self) -> bool:
+        """Whether tiles are made as bright as their neighbours: `mosaic.gain`, which needs registration."""
+        by_itself = self.illumination.brightfield and self.mosaic.placement == "cubic"
+        return self.mosaic.registration and (self.mosaic.gain == "on" or (self.mosaic.gain == "auto" and by_itself))
 
     @property
     def fill_value(self) -> int:

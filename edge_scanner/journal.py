@@ -27,10 +27,11 @@ CREATE TABLE IF NOT EXISTS tile (
     focus_score REAL, focus_z_um REAL, focus_frames INTEGER, in_focus INTEGER, focus_measured INTEGER,
     dz_um REAL, sigma_um REAL, timings_ms TEXT NOT NULL,
     truth_x_um REAL, truth_y_um REAL,
-    place_y_px REAL, place_x_px REAL, registered INTEGER, residual_px REAL, crc32 INTEGER);
+    place_y_px REAL, place_x_px REAL, registered INTEGER, residual_px REAL, crc32 INTEGER, gain REAL);
 CREATE TABLE IF NOT EXISTS pair (
     first INTEGER, second INTEGER, at INTEGER NOT NULL,
-    dy_px REAL, dx_px REAL, sigma_px REAL, ncc REAL, margin REAL, PRIMARY KEY (first, second));
+    dy_px REAL, dx_px REAL, sigma_px REAL, ncc REAL, margin REAL,
+    log_ratio REAL, log_sigma REAL, PRIMARY KEY (first, second));
 CREATE TABLE IF NOT EXISTS chunk (
     level INTEGER, row INTEGER, col INTEGER, channel INTEGER,
     shard TEXT NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL, crc32c INTEGER,
@@ -103,20 +104,22 @@ class Journal:
             tile.verdict, tile.reason, tile.attempts,
             *((f.score, f.z_um, f.frames, f.in_focus, f.measured, f.dz_um, f.sigma_um) if f else (None,) * 7),
             json.dumps(dict(tile.timings_ms)), *((t.x_um, t.y_um) if t else (None,) * 2),
-            None, None, None, None, crc32,
+            None, None, None, None, crc32, None,
         )  # fmt: skip
         self._execute(f"INSERT OR REPLACE INTO tile VALUES ({','.join('?' * len(values))})", [values])
 
     def place(self, placed: PlacedTile) -> None:
         """Record a target's final place; durable with the next `commit`."""
         self._execute(
-            "UPDATE tile SET place_y_px = ?, place_x_px = ?, registered = ?, residual_px = ? WHERE idx = ?",
-            [(placed.y_px, placed.x_px, placed.registered, placed.residual_px, placed.index)],
+            "UPDATE tile SET place_y_px = ?, place_x_px = ?, registered = ?, residual_px = ?, gain = ? WHERE idx = ?",
+            [(placed.y_px, placed.x_px, placed.registered, placed.residual_px, placed.gain, placed.index)],
         )
 
     def pair(self, at: int, first: int, second: int, measured: tuple[float, ...]) -> None:
-        """Record a pair's shift (dy_px, dx_px, sigma_px, ncc, margin), measured when the tile `at` came."""
-        self._execute("INSERT OR REPLACE INTO pair VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [(first, second, at, *measured)])
+        """Record what the tile `at` showed of a pair: dy_px, dx_px, sigma_px, ncc, margin, log_ratio, log_sigma."""
+        self._execute(
+            "INSERT OR REPLACE INTO pair VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [(first, second, at, *measured)]
+        )
 
     def parts(self, parts: Iterable[Part]) -> None:
         """Record where encoded chunks lie, and commit: from now on they count as stored."""

@@ -147,6 +147,8 @@ class PlacedTile:
         True when image content placed it, False when only the stage model did.
     residual_px : float or None
         RMS residual of its accepted pairs after the solve.
+    gain : float
+        Factor that makes it as bright as its neighbours.
     """
 
     index: int
@@ -155,6 +157,7 @@ class PlacedTile:
     verdict: Verdict
     registered: bool = False
     residual_px: float | None = None
+    gain: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

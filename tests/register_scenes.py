@@ -79,8 +79,8 @@ class Scene:
             self.plan, self.plan.frame(), stage_error_um=self.stage_error_px * self.plan.pixel_size_um, **options
         )
 
-    def run(self, order: Iterable[int] | None = None) -> tuple[Registrar, list[PlacedTile]]:
-        registrar = self.registrar()
+    def run(self, order: Iterable[int] | None = None, **options: float | bool) -> tuple[Registrar, list[PlacedTile]]:
+        registrar = self.registrar(**options)
         placed: list[PlacedTile] = []
         for index in order if order is not None else range(len(self.tiles)):
             placed += registrar.add(self.tiles[index])

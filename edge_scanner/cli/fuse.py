@@ -35,6 +35,9 @@ def fuse(
     scheduler: str | None = typer.Option(None, "--scheduler", metavar="ADDR", help="dask.distributed, tcp://…"),
     register: bool = typer.Option(False, "--register", help="Correct the places by what the overlaps show."),
     stage_error_px: float = typer.Option(5.0, "--stage-error-px", help="Error of the places, sigma; for --register."),
+    gain: bool | None = typer.Option(
+        None, "--gain/--no-gain", help="With --register: make tiles equally bright; by default those in colour."
+    ),
     blend: BlendName | None = typer.Option(None, "--blend", help="linear; a scan's own."),
     chunk: int | None = typer.Option(None, "--chunk", min=16, max=8192, help="Side of a chunk, px; 512."),
     feather_px: int | None = typer.Option(None, "--feather-px", min=1, help="Longest blending ramp; 64."),
@@ -51,7 +54,8 @@ def fuse(
         report = fuse_slide(
             tiles, out, blend=blend.value if blend else None,
             chunk_px=chunk, feather_px=feather_px, codec=codec, memory_mb=memory_mb,
-            register=register, stage_error_px=stage_error_px, overwrite=overwrite, client=client, progress=show,
+            register=register, stage_error_px=stage_error_px, level=gain, overwrite=overwrite, client=client,
+            progress=show,
         )  # fmt: skip
     if as_json:
         print_json(asdict(report))

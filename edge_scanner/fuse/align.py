@@ -19,6 +19,7 @@ from edge_scanner.fuse.sources import TileSet
 from edge_scanner.fuse.tiles import TileReader, common_shape
 from edge_scanner.fuse.transforms import Matrix, checked
 from edge_scanner.geometry import Box
+from edge_scanner.register.gain import gains, with_ratio
 from edge_scanner.register.pairwise import Match, match
 from edge_scanner.register.settle import Gates, Settled, settle
 from edge_scanner.register.solve import Link, Prior
@@ -46,6 +47,8 @@ class Alignment:
         Overlaps that were looked at.
     residual_px_p50, residual_px_p95 : float or None
         Between measured and final shifts of the edges; None when there is none.
+    gains : tuple of float or None
+        Factors that make the tiles as bright as their neighbours; None where that was not asked for.
     """
 
     transforms: tuple[Matrix, ...]
@@ -53,10 +56,16 @@ class Alignment:
     pairs: int
     residual_px_p50: float | None
     residual_px_p95: float | None
+    gains: tuple[float, ...] | None
 
 
 def align(
-    tiles: TileSet, stage_error_px: float, cache_bytes: int, progress: Callable[[float], None] = lambda _: None
+    tiles: TileSet,
+    stage_error_px: float,
+    cache_bytes: int,
+    progress: Callable[[float], None] = lambda _: None,
+    *,
+    level: bool = False,
 ) -> Alignment:
     """Correct the places of tiles by matching their overlaps.
 
@@ -73,6 +82,8 @@ def align(
         One sigma of the error of the listed places; overlaps are searched for it and tiles stay within three of it.
     cache_bytes : int
     progress : callable
+    level : bool
+        Solve for the tiles' brightness too.
 
     Raises
     ------
@@ -95,7 +106,7 @@ def align(
     reach = 3 * stage_error_px
     gates = Gates(max(2.0, math.sqrt(2) * reach + 1), max(2.0, reach + 1))
     reader = TileReader(tiles.tiles, shape, cache_bytes)
-    found = _matches(reader, nominal, (height, width), 2 * gates.pair_px, progress)
+    found = _matches(reader, nominal, (height, width), 2 * gates.pair_px, progress, level)
     links = [Link(a, b, _shift(nominal, a, b, m), m.sigma_px) for (a, b), m in sorted(found.items()) if m.trusted]
     settled = _settled(nominal, links, max(stage_error_px, 0.25), gates)
     places = np.round((nominal + settled.displacement) / QUANTUM_PX) * QUANTUM_PX
@@ -103,7 +114,8 @@ def align(
     d = settled.displacement
     residuals = [math.hypot(*(np.asarray(k.shift) - d[k.second] + d[k.first])) for k in used]
     p50, p95 = (float(v) for v in np.percentile(residuals, (50, 95))) if residuals else (None, None)
-    return Alignment(tuple(_moved(turn, y, x) for y, x in places), len(used), len(found), p50, p95)
+    level_by = tuple(gains(range(len(nominal)), {}, found)) if level else None
+    return Alignment(tuple(_moved(turn, y, x) for y, x in places), len(used), len(found), p50, p95, level_by)
 
 
 def _moved(turn: Matrix, y: float, x: float) -> Matrix:
@@ -131,7 +143,12 @@ def _settled(nominal: Array, links: Sequence[Link], sigma_px: float, gates: Gate
 
 
 def _matches(
-    reader: TileReader, nominal: Array, sides: tuple[int, int], reach_px: float, progress: Callable[[float], None]
+    reader: TileReader,
+    nominal: Array,
+    sides: tuple[int, int],
+    reach_px: float,
+    progress: Callable[[float], None],
+    level: bool,
 ) -> dict[tuple[int, int], Match]:
     """Match every pair of neighbours; each tile is read once."""
     order = sorted(range(len(nominal)), key=lambda i: (round(nominal[i, 0] / (sides[0] / 2)), nominal[i, 1]))
@@ -143,10 +160,10 @@ def _matches(
             strip = _strip(tile, _overlap(nominal, index, other, sides, reach_px))
             if (waited := waiting.pop((other, index), None)) is None:
                 waiting[index, other] = strip
-            elif index < other:
-                found[index, other] = match(strip, waited, reach_px)
             else:
-                found[other, index] = match(waited, strip, reach_px)
+                first, second = (strip, waited) if index < other else (waited, strip)
+                pair = match(first, second, reach_px)
+                found[min(index, other), max(index, other)] = with_ratio(pair, first, second) if level else pair
         progress(done / len(order))
     return found
 

@@ -15,6 +15,7 @@ from edge_scanner.fuse.tiles import TileReader, TileShape
 from edge_scanner.fuse.transforms import Matrix, bounds, is_shift
 from edge_scanner.fuse.volume import Order, positions, sample
 from edge_scanner.geometry import Box
+from edge_scanner.mosaic.gain import levelled
 from edge_scanner.mosaic.kernel import Blend, gather
 from edge_scanner.mosaic.source import Source, place
 from edge_scanner.mosaic.warp import Warp
@@ -69,6 +70,8 @@ class Fusion:
         What of the mosaic each tile may be used for.
     doubts_px : sequence of float, optional
         How far each tile may be from agreeing with its neighbours; `seam` parts those over 1 px, and all by default.
+    gains : sequence of float, optional
+        Factors that make flat tiles as bright as their neighbours.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Fusion:
         look: Look,
         reach: Sequence[Box] | None = None,
         doubts_px: Sequence[float] | None = None,
+        gains: Sequence[float] | None = None,
     ) -> None:
         self.reader, self.look = reader, look
         self.axes = len(matrices[0]) - 1
@@ -91,6 +95,7 @@ class Fusion:
         self._matrices = [np.asarray(m) for m in matrices]
         self._reach = reach
         self._doubts_px = doubts_px
+        self._gains = gains
         self._flat = self.axes == 2 and look.order == 3
         around = np.array([_around(m, self._sides[::-1]) for m in self._matrices])
         self._low, self._high = around[:, 0], around[:, 1]
@@ -167,7 +172,8 @@ class Fusion:
         return Source(index, box, box, (0.0, 0.0), crop, Warp(inverse / inverse[2, 2], height, width))
 
     def _crop(self, index: int, box: Box) -> Pixels:
-        return self.reader.crop(index, box).astype(self._dtype, copy=False)
+        gain = 1.0 if self._gains is None else self._gains[index]
+        return levelled(self.reader.crop(index, box), gain).astype(self._dtype, copy=False)
 
     def _sampled(self, found: list[int], start: Sequence[int], shape: Sequence[int]) -> Pixels | None:
         """Blend by running weighted means, as the kernel does, over any number of axes."""

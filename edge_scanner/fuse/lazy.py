@@ -87,8 +87,9 @@ def prepare(
     feather_px: int = FEATHER_PX,
     order: Order = 3,
     cache_mb: float = CACHE_MB,
+    gains: Sequence[float] | None = None,
 ) -> Fusion:
-    """Check tiles and transforms and return what makes blocks of them; see `fuse`."""
+    """Check tiles and transforms and return what makes blocks of them; see `fuse` and `Fusion`."""
     if blend not in BLENDS or order not in (0, 1, 3) or feather_px < 1:
         raise UsageError(
             f"There is no blend {blend!r} of order {order}.", f"Blends: {', '.join(BLENDS)}; orders 0 1 3."
@@ -103,7 +104,8 @@ def prepare(
     extent = shape.shape[:axes][::-1]
     matrices = checked(transforms, len(tiles), axes, extent)
     look = Look(blend, kind or shape.dtype, fill, feather_px, order)
-    return Fusion(TileReader(tiles, shape, int(cache_mb * 1e6)), shape, matrices, canvas_of(matrices, extent), look)
+    reader = TileReader(tiles, shape, int(cache_mb * 1e6))
+    return Fusion(reader, shape, matrices, canvas_of(matrices, extent), look, gains=gains)
 
 
 def canvas(tiles: Sequence[AnyTile], transforms: Sequence[ArrayLike]) -> tuple[int, ...]:

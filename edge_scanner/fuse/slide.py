@@ -77,6 +77,7 @@ def fuse_slide(
     memory_mb: float = 256.0,
     register: bool = False,
     stage_error_px: float = 5.0,
+    level: bool | None = None,
     overwrite: bool = False,
     client: Any = None,
     progress: Callable[[float, str], None] = lambda *_: None,
@@ -98,6 +99,8 @@ def fuse_slide(
         Correct the places by what the overlaps show.
     stage_error_px : float
         How far tiles lie from their places, one sigma, before.
+    level : bool, optional
+        With `register`: make tiles as bright as their neighbours; by default where they are in colour.
     overwrite : bool
     client : distributed.Client, optional
     progress : callable
@@ -113,8 +116,14 @@ def fuse_slide(
     _check(tiles, out, overwrite)
     alignment: Alignment | None = None
     if register:
-        alignment = align(tiles, stage_error_px, int(memory_mb * 1e6), lambda share: progress(share, "registering"))
-        tiles = replace(tiles, transforms=alignment.transforms)
+        alignment = align(
+            tiles,
+            stage_error_px,
+            int(memory_mb * 1e6),
+            lambda share: progress(share, "registering"),
+            level=common_shape(tiles.tiles).shape[2:] == (3,) if level is None else level,
+        )
+        tiles = replace(tiles, transforms=alignment.transforms, gains=alignment.gains)
     scan = tiles.scan
     blend = blend or (scan.blend if scan else "linear")
     fusion = _fusion(tiles, blend, feather_px, memory_mb)
@@ -172,13 +181,18 @@ def _fusion(tiles: TileSet, blend: Blend, feather_px: int | None, memory_mb: flo
     scan = tiles.scan
     if scan is None:
         return prepare(
-            tiles.tiles, tiles.transforms, blend=blend, feather_px=feather_px or FEATHER_PX, cache_mb=memory_mb
+            tiles.tiles,
+            tiles.transforms,
+            blend=blend,
+            feather_px=feather_px or FEATHER_PX,
+            cache_mb=memory_mb,
+            gains=tiles.gains,
         )
     shape = common_shape(tiles.tiles)
     look = Look(blend, shape.dtype, scan.fill, feather_px or scan.feather_px, cubic=scan.cubic)
     canvas = ((scan.canvas.x0, scan.canvas.y0), (scan.canvas.x1, scan.canvas.y1))
     reader = TileReader(tiles.tiles, shape, int(memory_mb * 1e6))
-    return Fusion(reader, shape, tiles.transforms, canvas, look, scan.reach, scan.doubts_px)
+    return Fusion(reader, shape, tiles.transforms, canvas, look, scan.reach, scan.doubts_px, tiles.gains)
 
 
 def _metadata(tiles: TileSet, fusion: Fusion, name: str, blend: str) -> SlideMetadata:
@@ -214,6 +228,7 @@ def _identity(tiles: TileSet, fusion: Fusion, chunk_px: int, codec: Codec) -> st
             state = Path(path).stat()
             digest.update(repr((path, page, state.st_size, state.st_mtime_ns)).encode())
         digest.update(np.asarray(matrix).tobytes())
+    digest.update(repr(tiles.gains).encode())
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_scanner.geometry import Box, MosaicFrame
+from edge_scanner.mosaic.gain import levelled
 from edge_scanner.mosaic.kernel import Blend, gather
 from edge_scanner.mosaic.ledger import Ledger
 from edge_scanner.mosaic.source import Source, place
@@ -123,9 +124,11 @@ class Mosaic:
     def _source(self, placed: PlacedTile) -> Source:
         box, shift = place(placed.y_px, placed.x_px, *self._tile, cubic=self._cubic)
         usable = box.intersect(along_line(self._reach[placed.index], self._canvas))
-        index = placed.index
+        index, gain = placed.index, placed.gain
         doubt = doubt_px(placed.verdict, placed.residual_px)
-        return Source(index, box, usable, shift, lambda part: self._frames.crop(index, part), residual_px=doubt)
+        return Source(
+            index, box, usable, shift, lambda part: levelled(self._frames.crop(index, part), gain), residual_px=doubt
+        )
 
     def _chunk(self, row: int, col: int) -> Chunk:
         t = self._chunk_px

@@ -50,6 +50,9 @@ class Match:
         Normalised cross-correlation at that shift, smoothed and high-passed strips.
     margin : float
         How much better (in coarse NCC) than the next peak elsewhere.
+    log_ratio, log_sigma : float
+        Natural logarithm of the second strip's brightness over the first's where both show the same, and its standard
+        deviation; infinite where that was not measured (see `gain`).
     """
 
     dy_px: float
@@ -57,6 +60,8 @@ class Match:
     sigma_px: float
     ncc: float
     margin: float
+    log_ratio: float = 0.0
+    log_sigma: float = math.inf
 
     @property
     def trusted(self) -> bool:
@@ -101,7 +106,7 @@ def _coarse(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> tuple
     best: list[tuple[float, int, int]] = []
     for flat in np.argsort(tops, kind="stable")[: -PEAKS - 1 : -1]:
         dy, dx = int(flat) // surface.shape[1] - ry, int(flat) % surface.shape[1] - rx
-        best.append((_ncc(*_common(a, b, dy, dx)), dy, dx))
+        best.append((_ncc(*common(a, b, dy, dx)), dy, dx))
     best.sort(reverse=True)
     ncc, dy, dx = best[0]
     rivals = [other for other, y, x in best[1:] if max(abs(y - dy), abs(x - dx)) > 3]
@@ -150,7 +155,7 @@ def _correlation(a: Image, b: Image) -> Image:
     return surface
 
 
-def _common(a: NDArray[Any], b: NDArray[Any], dy: int, dx: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def common(a: NDArray[Any], b: NDArray[Any], dy: int, dx: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the parts of a and b that show the same place when b lies at (dy, dx)."""
     h, w = a.shape
     y0, y1, x0, x1 = max(0, dy), min(h, h + dy), max(0, dx), min(w, w + dx)
@@ -170,7 +175,7 @@ def _refine(first: NDArray[Any], second: NDArray[Any], dy: int, dx: int, margin:
     y, x = float(dy), float(dx)
     for _ in range(4):
         iy, ix = round(y), round(x)
-        parts = _common(first, second, iy, ix)
+        parts = common(first, second, iy, ix)
         if min(*parts[0].shape, *parts[1].shape) < MIN_COMMON_PX:
             return NO_MATCH
         fine = _gradient_steps(_high_passed(parts[0]), _high_passed(parts[1]), y - iy, x - ix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy as np
 from edge_scanner.errors import ScannerError
 from edge_scanner.geometry import MosaicFrame
 from edge_scanner.plan import ScanPlan
-from edge_scanner.register.pairwise import Match, match
+from edge_scanner.register.gain import gains, with_ratio
+from edge_scanner.register.pairwise import NO_MATCH, Match, match
 from edge_scanner.register.settle import Gates, settle
 from edge_scanner.register.slips import Edge, Slips
 from edge_scanner.register.solve import Array, Link, Prior
@@ -54,6 +56,8 @@ class Registrar:
     frame : MosaicFrame
     stage_error_um : float
         Sigma of the stage's repeatability; bounds every shift and every place (three sigma an axis, and a pixel).
+    level : bool
+        Make tiles as bright as their neighbours, by a gain that is solved for with the places.
     enabled : bool
         False: every tile is committed at once at its nominal place.
 
@@ -63,10 +67,12 @@ class Registrar:
         The pairs that the last `add` measured.
     """
 
-    def __init__(self, plan: ScanPlan, frame: MosaicFrame, *, stage_error_um: float, enabled: bool = True) -> None:
+    def __init__(
+        self, plan: ScanPlan, frame: MosaicFrame, *, stage_error_um: float, level: bool = False, enabled: bool = True
+    ) -> None:
         self._plan = plan
         self._frame = frame
-        self._enabled = enabled
+        self._enabled, self._level = enabled, level
         self._sigma_px = max(stage_error_um / frame.pixel_size_um, LEAST_SIGMA_PX)
         reach_px = REACH_SIGMAS * self._sigma_px
         self._gates = Gates(
@@ -122,10 +128,11 @@ class Registrar:
         if tile.index in row or tile.row < self._next_row:
             raise ScannerError(f"Target {tile.index} was reported to registration twice.", "Report this as a bug.")
         row[tile.index] = tile.verdict
-        textured = tile.pixels if tile.verdict is Verdict.ACCEPTED else None
-        pairs = self._strips.exchange(tile.index, textured)
+        shown = tile.verdict is Verdict.ACCEPTED or self._level
         self.fresh = {
-            (first, second): self._measured(a, b) for first, second, a, b in pairs if (first, second) not in known
+            (first, second): self._measured(first, second, a, b)
+            for first, second, a, b in self._strips.exchange(tile.index, tile.pixels if shown else None)
+            if (first, second) not in known
         }
         self._matches |= {**known, **self.fresh}
         self._guesses[tile.index] = self._guess(tile.index)
@@ -152,13 +159,20 @@ class Registrar:
             float(p50), float(p95), float(worst), tuple(self._slips.lost),
         )  # fmt: skip
 
-    def _measured(self, first: Strip, second: Strip) -> Match:
+    def _measured(self, first: int, second: int, a: Strip, b: Strip) -> Match:
+        found = self._matched(a, b) if self._textured(first) and self._textured(second) else NO_MATCH
+        return with_ratio(found, a, b) if self._level else found
+
+    def _matched(self, first: Strip, second: Strip) -> Match:
         """Return the shift within the stage's error, else one further away, else what there is."""
         found = match(first, second, self._search_px)
         if found.trusted:
             return found
         far = match(first, second, max(first.shape) / 2)
         return far if far.trusted and not self._slips.near(far) else found
+
+    def _textured(self, index: int) -> bool:
+        return self._ledger[self._plan.target(index).row][index] is Verdict.ACCEPTED
 
     def _commit(self, complete: int) -> list[PlacedTile]:
         """Commit the rows that may, when the first `complete` rows are in the ledger."""
@@ -184,7 +198,7 @@ class Registrar:
         self._theta = settled.theta
         places = {i: _rounded((y, x)) for i, (y, x) in zip(tiles, nominal + settled.displacement, strict=True)}
         used = {edge for edge, kept in zip(edges, settled.kept, strict=True) if kept}
-        placed = self._place(row, places, used)
+        placed = self._levelled(self._place(row, places, used), window)
         known = [slot[tile.index] for tile in placed if tile.registered]
         self._prior = self._prior.observe(basis[known], settled.displacement[known], self._sigma_px)
         self._close(row, placed, used)
@@ -211,15 +225,26 @@ class Registrar:
             placed.append(PlacedTile(index, *places[index], verdict, of_tile is not None, rms))
         return placed
 
+    def _levelled(self, placed: list[PlacedTile], window: list[int]) -> list[PlacedTile]:
+        """Return the row's tiles with their gains."""
+        if not self._level:
+            return placed
+        held = {tile.index: tile.gain for tile in self._previous}
+        tiles = sorted([*held, *window])
+        gain = dict(zip(tiles, gains(tiles, held, self._matches), strict=True))
+        return [replace(tile, gain=gain[tile.index]) for tile in placed]
+
     def _close(self, row: int, placed: list[PlacedTile], used: set[Edge]) -> None:
         """Write the pairs that are final into the record, and forget what no later row needs."""
         places = {tile.index: (tile.y_px, tile.x_px) for tile in [*self._previous, *placed]}
+        textured = {t.index for t in [*self._previous, *placed] if t.verdict is Verdict.ACCEPTED}
         closed = len(self._pairs)
         for edge in sorted(self._matches):
             if edge[0] in places and edge[1] in places:
                 found = self._matches.pop(edge)
                 residual = self._residual(edge, places, found) if found.trusted else math.nan
-                self._pairs.append(Pair(*edge, found, edge in used, residual))
+                if textured >= {*edge}:
+                    self._pairs.append(Pair(*edge, found, edge in used, residual))
         self._slips.note([tile.index for tile in placed], self._pairs[closed:])
         self._registered += sum(tile.registered for tile in placed)
         for tile in self._previous:

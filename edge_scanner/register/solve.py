@@ -1,9 +1,10 @@
 """Places from pair shifts: weighted least squares against a stage model, in one direct sweep.
 
-All quantities are displacements in pixels from the nominal places, columns (y, x). A tile's displacement d is drawn
-by its stage, d = M theta + noise of the stage's sigma, and tied by its pairs, d_b - d_a = shift + noise of the pair's
-sigma. The model's few coefficients theta (offset, linear part of the position, direction of the scan line) are
-unknowns of the same system with a prior of their own, so what the images cannot tell stays as the stage says.
+All quantities are displacements in pixels from the nominal places, columns (y, x); or, where the tiles' brightness is
+solved for, its logarithm. A tile's displacement d is drawn by its stage, d = M theta + noise of the stage's sigma, and
+tied by its pairs, d_b - d_a = shift + noise of the pair's sigma. The model's few coefficients theta (offset, linear
+part of the position, direction of the scan line) are unknowns of the same system with a prior of their own, so what the
+images cannot tell stays as the stage says.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ class Link:
 
     first: int
     second: int
-    shift: tuple[float, float]
+    shift: tuple[float, ...]
     sigma_px: float
 
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """What is known of the model's k coefficients: information matrix (k, k) and information vector (k, 2)."""
+    """What is known of the model's k coefficients: information matrix (k, k) and information vector (k, m)."""
 
     matrix: Array
     vector: Array
@@ -41,13 +42,13 @@ class Prior:
 
 
 def solve(basis: Array, fixed: Array, links: Sequence[Link], prior: Prior, sigma_px: float) -> tuple[Array, Array]:
-    """Return the displacements (n, 2) of all tiles and the model's coefficients (k, 2).
+    """Return the displacements (n, m) of all tiles and the model's coefficients (k, m); m is 2 for places.
 
     Parameters
     ----------
     basis : ndarray, (n, k)
         The model's terms for each tile.
-    fixed : ndarray, (n, 2)
+    fixed : ndarray, (n, m)
         Settled displacements; NaN where the tile is free.
     links : sequence of Link
     prior : Prior
@@ -63,12 +64,12 @@ def solve(basis: Array, fixed: Array, links: Sequence[Link], prior: Prior, sigma
     """
     free = np.isnan(fixed[:, 0])
     place = np.cumsum(free) - 1
-    n, k = int(free.sum()), basis.shape[1]
+    n, k, columns = int(free.sum()), basis.shape[1], fixed.shape[1]
     w = sigma_px**-2
     m = basis[free]
     diagonal = np.full(n, w)
-    right = np.zeros((n, 2 + k))
-    right[:, 2:] = w * m
+    right = np.zeros((n, columns + k))
+    right[:, columns:] = w * m
     bonds: dict[tuple[int, int], float] = {}
     for link in links:
         weight = link.sigma_px**-2
@@ -76,13 +77,13 @@ def solve(basis: Array, fixed: Array, links: Sequence[Link], prior: Prior, sigma
             if not free[here]:
                 continue
             diagonal[place[here]] += weight
-            right[place[here], :2] += sign * weight * np.asarray(link.shift)
+            right[place[here], :columns] += sign * weight * np.asarray(link.shift)
             if free[there]:
                 bonds[int(place[here]), int(place[there])] = -weight
             else:
-                right[place[here], :2] += weight * fixed[there]
+                right[place[here], :columns] += weight * fixed[there]
     swept = _sweep(diagonal, bonds, right)
-    apart, drag = swept[:, :2], swept[:, 2:]
+    apart, drag = swept[:, :columns], swept[:, columns:]
     schur = prior.matrix + w * (m.T @ m) - w * m.T @ drag
     theta = _dense(schur, prior.vector + w * m.T @ apart)
     displacement = fixed.copy()

@@ -40,6 +40,8 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("placed_by_stage", "Tiles placed by the stage alone", ""),
     ("registration_px_p50", "Registration residual, median", "px"),
     ("registration_px_p95", "Registration residual, p95", "px"),
+    ("gain_min", "Smallest gain that made a tile as bright as its neighbours", ""),
+    ("gain_max", "Largest", ""),
     ("truth_px_p50", "Error against the true positions, median (simulator)", "px"),
     ("truth_px_p95", "Error against the true positions, p95 (simulator)", "px"),
     ("psnr_db", "PSNR against the specimen (simulator)", "dB"),

@@ -53,6 +53,8 @@ class ScanReport:
     registered_tiles: int
     placed_by_stage: int
     lost_steps: list[dict[str, Any]]
+    gain_min: float | None
+    gain_max: float | None
     truth_px_p50: float | None
     truth_px_p95: float | None
     psnr_db: float | None
@@ -129,6 +131,7 @@ def build_report(
     tested = config.focus.mode != "off"
     placed = [r for r in records if r.placed and r.tile.verdict is not Verdict.REJECTED]
     registered = [r for r in placed if r.placed and r.placed.registered]
+    gains = [r.placed.gain for r in placed if r.placed]
     quality = _quality(config, plan, frame, store, placed)
     truth = truth_errors_px(plan, true_axes(config, frame), registered or placed)
     mechanical_s = timings.total_ms("move", "settle", "expose") / 1000
@@ -149,6 +152,8 @@ def build_report(
         registered_tiles=len(registered),
         placed_by_stage=len(placed) - len(registered),
         lost_steps=[_lost(lost, plan) for lost in run.lost_steps],
+        gain_min=_round(min(gains), 4) if gains else None,
+        gain_max=_round(max(gains), 4) if gains else None,
         truth_px_p50=_round(np.percentile(truth, 50), 4) if truth.size else None,
         truth_px_p95=_round(np.percentile(truth, 95), 4) if truth.size else None,
         psnr_db=_round(quality.psnr_db),

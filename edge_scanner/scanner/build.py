@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -44,6 +44,8 @@ COMMIT_CHUNKS = 128
 CHECKPOINT_TILES = 16
 CHECKPOINT_S = 5.0
 """Tiles accepted, or seconds passed, between two groups that are made durable."""
+
+MATCH = tuple(field.name for field in fields(Match))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,11 @@ class SlideBuild(ABC):
         self.records, self.timings = Records(), Timings()
         self._on_stored = on_stored
         self.registrar = Registrar(
-            plan, frame, stage_error_um=config.stage_error_um, enabled=config.mosaic.registration
+            plan,
+            frame,
+            stage_error_um=config.stage_error_um,
+            enabled=config.mosaic.registration,
+            level=config.levels_tiles,
         )
         keep = config.scan.keep_tiles
         self.spool = Spool(folder / ("tiles" if keep else "spool"), int(config.scan.cache_mb * 1e6), keep=keep)
@@ -293,7 +299,7 @@ class SlideBuild(ABC):
         """
         pairs: dict[int, dict[tuple[int, int], Match]] = {}
         for p in self.journal.pairs():
-            shift = Match(p["dy_px"], p["dx_px"], p["sigma_px"], p["ncc"], p["margin"])
+            shift = Match(*(p[field] for field in MATCH))
             pairs.setdefault(p["at"], {})[p["first"], p["second"]] = shift
         taken: list[Tile] = []
         for row in self.journal.tiles():
@@ -379,7 +385,7 @@ class SlideBuild(ABC):
     def _journal_tile(self, tile: Tile, crc: int | None, pairs: Mapping[tuple[int, int], Match]) -> None:
         self.journal.tile(tile, crc)
         for (first, second), m in pairs.items():
-            self.journal.pair(tile.index, first, second, (m.dy_px, m.dx_px, m.sigma_px, m.ncc, m.margin))
+            self.journal.pair(tile.index, first, second, astuple(m))
 
     def _timed(self, stage: str) -> _Timed:
         return _Timed(self.timings, stage)

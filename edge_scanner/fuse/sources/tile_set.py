@@ -65,6 +65,8 @@ class TileSet:
         The file or folder that told.
     scan : ScanFrame, optional
         Only for a scan of this project.
+    gains : tuple of float, optional
+        Factors that make the tiles as bright as their neighbours.
     """
 
     tiles: tuple[TileFile, ...]
@@ -72,6 +74,7 @@ class TileSet:
     pixel_size_um: float | None
     listing: Path
     scan: ScanFrame | None = None
+    gains: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.tiles:
