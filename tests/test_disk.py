@@ -62,6 +62,16 @@ def test_a_sample_of_full_disks_is_survived(tmp_path, what, reserve):
     assert seen.became != "completed"
 
 
+def test_a_scan_whose_journal_was_never_made_can_go_on(tmp_path):
+    """The disk was full, or the daemon killed, before there was a table in it."""
+    archive, plan = Archive(small_config(tmp_path)), make_plan(small_config(tmp_path), ScanRegion(0.0, 0.0, 1.0, 0.9))
+    folder = archive.create("broken", plan, "2026-11-20T00:00:00Z")
+    (folder / "journal.sqlite").touch()
+    [entry] = archive.list()
+    assert (entry["state"], entry["outcome"], entry["done"]) == ("unfinished", None, 0)
+    assert archive.unfinished("broken") == (folder, plan, "2026-11-20T00:00:00Z")
+
+
 def test_a_plan_without_room_for_its_bytes_or_files_is_refused_but_not_for_what_it_has(small_disk):
     plan = make_plan(small_config(small_disk), ScanRegion(0.0, 0.0, 1.0, 0.9))
     folder = small_disk / "scan"

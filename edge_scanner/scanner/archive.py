@@ -238,6 +238,9 @@ def _journalled(path: Path) -> tuple[str | None, int]:
     try:
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not {"scan", "tile"} <= tables:  # broken off, or the disk was full, before it was made
+                return None, 0
             row = db.execute("SELECT value FROM scan WHERE key = 'outcome'").fetchone()
             done = db.execute("SELECT COUNT(*) FROM tile").fetchone()[0]
         finally:
