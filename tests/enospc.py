@@ -74,6 +74,7 @@ class Point:
 
     what: str  # bytes or inodes
     left: int
+    at_once: bool = False  # before the first tile
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ class Lane:
         """Fill the disk in mid-scan, look what becomes of it, make room, and let the scan end."""
         self._slowest_s = 0.0
         scan_id = self._begin()
-        self._until(lambda status: status["done"] > 0)
+        if not point.at_once:
+            self._until(lambda status: status["state"] == "SCANNING" and status["done"] > 0)
         self._fill(point)
         seen = self._until(lambda status: status["state"] in ("PAUSED", "FAULT", "IDLE"))
         became = "completed" if seen["state"] == "IDLE" else seen["state"]
@@ -199,7 +201,7 @@ def lane(root: Path, kind: str, what: str, reserve: bool, shares: Sequence[float
     with small_disk(root, kind) as disk, daemon(disk / "scans", *SETTINGS, *more) as (client, _, _child):
         scans = Lane(disk / "scans", client, reserve)
         for share in shares:
-            yield scans.run(Point(what, kept + int(share * scans.takes[what])))
+            yield scans.run(Point(what, kept + int(share * scans.takes[what]), at_once=share == 0))
 
 
 def record(seen: list[Seen], kind: str, seconds: float) -> str:
@@ -219,7 +221,7 @@ def record(seen: list[Seen], kind: str, seconds: float) -> str:
         "|---|---|---|---|---|---|",
     ]
     for s in seen:
-        left = f"{s.point.left} {s.point.what}"
+        left = f"{s.point.left} {s.point.what}{', before the first tile' * s.point.at_once}"
         lines.append(
             f"| {left} | {s.became} | {s.done} | {1000 * s.slowest_s:.0f} | {s.told} | {s.wrong or 'nothing'} |"
         )
