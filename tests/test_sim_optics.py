@@ -46,6 +46,8 @@ def still(image: Objective, y0: float, x0: float, z_um: float = 0.0, **more: obj
 def test_undisturbed_frames_equal_the_specimen(y0: int, x0: int, z_um: float) -> None:
     wanted = PictureSpecimen(TISSUE, P).read(y0, x0, H, W)
     assert np.array_equal(still(objective(*CLEAN), y0, x0, z_um), wanted)
+    long_way = objective(*CLEAN, "sim.vignetting=true", "sim.vignetting_corner=0")
+    assert np.array_equal(still(long_way, y0, x0, z_um), wanted)
 
 
 def test_mirror_mono_and_16_bit_are_exact_too() -> None:
