@@ -168,6 +168,9 @@ class ScanConfig(Section):
     attempts: int = Field(2, ge=1, le=10, description="Tries of a target whose frame could not be had.")
     max_rejected: int = Field(20, ge=1, description="Rejected targets in a row before the scan fails.")
     shading: Literal["auto", "off"] = Field("auto", description="Flat-field correction.")
+    settle_pass: bool = Field(
+        False, description="After the scan: all places anew, and a new mosaic where they moved; needs keep_tiles."
+    )
 
 
 class FocusConfig(Section):
@@ -331,6 +334,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(_sentence(error)) from error
+    if config.scan.settle_pass and not config.scan.keep_tiles:
+        raise ConfigError("scan.settle_pass needs the tiles of the scan.", "Set scan.keep_tiles = true too.")
     if config.codec == "jpeg" and (config.camera.channels, config.camera.bits) != (3, 8):
         raise ConfigError("mosaic.codec is jpeg, which stores 8-bit RGB only.", "Use gzip for this camera.")
     return config

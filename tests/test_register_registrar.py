@@ -101,11 +101,10 @@ def test_a_scan_from_the_bottom_up_agrees() -> None:
     assert np.abs(difference - np.median(difference, axis=0)).max() < 0.01
 
 
-def test_online_is_within_a_hundredth_of_one_solve_over_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_online_is_within_a_hundredth_of_one_solve_over_everything() -> None:
     case = scene(8, 4, seed=7, **SMALL)
     online = places(case.run()[1])
-    monkeypatch.setattr("edge_scanner.register.registrar.LAG_ROWS", 100)
-    offline = places(case.run()[1])
+    offline = places(case.run(lag_rows=100)[1])
     gap = [np.abs((online - offline)[b] - (online - offline)[a]).max() for a, b in case.neighbours()]
     assert np.percentile(gap, 95) < 0.01
 

@@ -60,6 +60,8 @@ class Registrar:
         Make tiles as bright as their neighbours, by a gain that is solved for with the places.
     enabled : bool
         False: every tile is committed at once at its nominal place.
+    lag_rows : int
+        How many rows beyond a row its solve sees.
 
     Attributes
     ----------
@@ -68,11 +70,18 @@ class Registrar:
     """
 
     def __init__(
-        self, plan: ScanPlan, frame: MosaicFrame, *, stage_error_um: float, level: bool = False, enabled: bool = True
+        self,
+        plan: ScanPlan,
+        frame: MosaicFrame,
+        *,
+        stage_error_um: float,
+        level: bool = False,
+        enabled: bool = True,
+        lag_rows: int = LAG_ROWS,
     ) -> None:
         self._plan = plan
         self._frame = frame
-        self._enabled, self._level = enabled, level
+        self._enabled, self._level, self._lag_rows = enabled, level, lag_rows
         self._sigma_px = max(stage_error_um / frame.pixel_size_um, LEAST_SIGMA_PX)
         reach_px = REACH_SIGMAS * self._sigma_px
         self._gates = Gates(
@@ -177,14 +186,16 @@ class Registrar:
     def _commit(self, complete: int) -> list[PlacedTile]:
         """Commit the rows that may, when the first `complete` rows are in the ledger."""
         placed: list[PlacedTile] = []
-        while self._next_row < self._plan.rows and complete >= min(self._next_row + LAG_ROWS + 1, self._plan.rows):
+        while self._next_row < self._plan.rows and complete >= min(
+            self._next_row + self._lag_rows + 1, self._plan.rows
+        ):
             placed += self._commit_row(self._next_row)
             self._next_row += 1
         return placed
 
     def _commit_row(self, row: int) -> list[PlacedTile]:
         frozen = {tile.index: (tile.y_px, tile.x_px) for tile in self._previous if tile.registered}
-        window = [index for r in range(row, row + LAG_ROWS + 1) for index in self._ledger.get(r, ())]
+        window = [index for r in range(row, row + self._lag_rows + 1) for index in self._ledger.get(r, ())]
         tiles = sorted([*frozen, *window])
         self._slips.find([tile.index for tile in self._previous], window, self._matches)
         slot = {index: at for at, index in enumerate(tiles)}

@@ -40,6 +40,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("placed_by_stage", "Tiles placed by the stage alone", ""),
     ("registration_px_p50", "Registration residual, median", "px"),
     ("registration_px_p95", "Registration residual, p95", "px"),
+    ("settled_tiles", "Tiles that the settle pass moved by more than 0.3 px", ""),
     ("gain_min", "Smallest gain that made a tile as bright as its neighbours", ""),
     ("gain_max", "Largest", ""),
     ("truth_px_p50", "Error against the true positions, median (simulator)", "px"),

@@ -53,6 +53,7 @@ class ScanReport:
     registered_tiles: int
     placed_by_stage: int
     lost_steps: list[dict[str, Any]]
+    settled_tiles: int | None
     gain_min: float | None
     gain_max: float | None
     truth_px_p50: float | None
@@ -83,6 +84,7 @@ class Run:
     residual_px: tuple[float, float]
     memory: tuple[tuple[float, float], ...] = ()
     lost_steps: tuple[LostSteps, ...] = ()
+    settled_tiles: int | None = None
 
 
 def write_report(
@@ -152,6 +154,7 @@ def build_report(
         registered_tiles=len(registered),
         placed_by_stage=len(placed) - len(registered),
         lost_steps=[_lost(lost, plan) for lost in run.lost_steps],
+        settled_tiles=run.settled_tiles,
         gain_min=_round(min(gains), 4) if gains else None,
         gain_max=_round(max(gains), 4) if gains else None,
         truth_px_p50=_round(np.percentile(truth, 50), 4) if truth.size else None,

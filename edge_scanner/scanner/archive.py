@@ -216,7 +216,7 @@ def bytes_needed(config: Config, plan: ScanPlan) -> int:
     pixel = config.camera.channels * config.camera.bits // 8
     share = {"jpeg": 0.25, "gzip": 0.8, "zstd": 0.8, "none": 1.0}[config.codec]
     store = plan.height_px * plan.width_px * pixel * share * 4 / 3
-    copies = 2 if config.export.auto else 1
+    copies = 1 + config.export.auto + config.scan.settle_pass
     return int(copies * store + _frames(config, plan) * plan.tile_height_px * plan.tile_width_px * pixel)
 
 

@@ -33,6 +33,8 @@ from edge_scanner.plan import ScanPlan
 from edge_scanner.pyramid import Key, Pyramid
 from edge_scanner.record import MemoryTrace, Records, Timings
 from edge_scanner.register import Match, Registrar
+from edge_scanner.register.registrar import LAG_ROWS
+from edge_scanner.scanner import settling
 from edge_scanner.spool import HalvesOnDisk, Spool, checksum, sync_filesystem
 from edge_scanner.store import SlideStore, StoredPart
 from edge_scanner.store.codec import make_codec
@@ -139,13 +141,8 @@ class SlideBuild(ABC):
         self.config, self.plan, self.frame, self.folder, self.scan_id = config, plan, frame, folder, scan_id
         self.records, self.timings = Records(), Timings()
         self._on_stored = on_stored
-        self.registrar = Registrar(
-            plan,
-            frame,
-            stage_error_um=config.stage_error_um,
-            enabled=config.mosaic.registration,
-            level=config.levels_tiles,
-        )
+        self.registrar = self._registrar(LAG_ROWS)
+        self.settled_tiles: int | None = None
         keep = config.scan.keep_tiles
         self.spool = Spool(folder / ("tiles" if keep else "spool"), int(config.scan.cache_mb * 1e6), keep=keep)
         self.journal = Journal(folder / "journal.sqlite")
@@ -165,6 +162,16 @@ class SlideBuild(ABC):
         self._commit_lock = threading.Lock()
         self._durable = 0
         self._seen: set[int] = set()
+
+    def _registrar(self, lag_rows: int) -> Registrar:
+        return Registrar(
+            self.plan,
+            self.frame,
+            stage_error_um=self.config.stage_error_um,
+            enabled=self.config.mosaic.registration,
+            level=self.config.levels_tiles,
+            lag_rows=lag_rows,
+        )
 
     @abstractmethod
     def acquire(self) -> Iterator[Tile]:
@@ -297,10 +304,7 @@ class SlideBuild(ABC):
         list of Tile
             What was taken over, without pixels, in index order.
         """
-        pairs: dict[int, dict[tuple[int, int], Match]] = {}
-        for p in self.journal.pairs():
-            shift = Match(*(p[field] for field in MATCH))
-            pairs.setdefault(p["at"], {})[p["first"], p["second"]] = shift
+        pairs = self._recorded_pairs()
         taken: list[Tile] = []
         for row in self.journal.tiles():
             tile = self._journalled(row)
@@ -314,6 +318,19 @@ class SlideBuild(ABC):
                 self.write(numbered)
         self._seen.update(tile.index for tile in taken)
         return taken
+
+    def solve_whole(self) -> tuple[Registrar, list[PlacedTile]]:
+        """Return the places, and who found them, that a solve over all pairs of a complete scan gives."""
+        registrar, pairs = self._registrar(self.plan.rows), self._recorded_pairs()
+        placed = [p for r in self.records.all() for p in registrar.add(r.tile, pairs.get(r.tile.index, {}))]
+        return registrar, placed + registrar.finish()
+
+    def _recorded_pairs(self) -> dict[int, dict[tuple[int, int], Match]]:
+        """Return the pairs of the journal by the tile that they were measured with."""
+        pairs: dict[int, dict[tuple[int, int], Match]] = {}
+        for p in self.journal.pairs():
+            pairs.setdefault(p["at"], {})[p["first"], p["second"]] = Match(*(p[field] for field in MATCH))
+        return pairs
 
     def _checkpoint(self) -> None:
         with self._unsaved_lock:
@@ -373,6 +390,7 @@ class SlideBuild(ABC):
         )
 
     def _open_store(self) -> SlideStore:
+        settling.undo(self.folder)
         return stores.open(self.folder / "slide.ome.zarr")
 
     def _recover_store(self) -> frozenset[Key]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from edge_scanner.buffer import TileBuffer
 from edge_scanner.report import ScanReport, write_report
 from edge_scanner.report.report import Run, save
+from edge_scanner.scanner import settling
 from edge_scanner.scanner.build import SlideBuild
 from edge_scanner.state import Outcome
 from edge_scanner.store.shard import disk_errors
@@ -30,6 +31,7 @@ def measure(
         coverage=build.mosaic.coverage,
         residual_px=(summary.residual_px_p50, summary.residual_px_p95),
         lost_steps=summary.lost_steps,
+        settled_tiles=build.settled_tiles,
         memory=build.memory.samples,
     )
     records = build.records.all()
@@ -46,5 +48,6 @@ def conclude(build: SlideBuild, report: ScanReport, outcome: Outcome, wall_s: fl
     with disk_errors(build.folder):
         save(build.folder, report)
     build.journal.note("outcome", outcome.value)
+    settling.discard(build.folder)
     root = build.folder.resolve()
     return replace(report, paths={name: str(root / path) if path else None for name, path in paths.items()})
