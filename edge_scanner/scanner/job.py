@@ -26,6 +26,7 @@ from edge_scanner.scanner.machine import Machine, Publish
 from edge_scanner.scanner.pipeline import Pipeline
 from edge_scanner.scanner.pulse import Pulse
 from edge_scanner.scanner.scan import Scan
+from edge_scanner.scanner.settling import settle
 from edge_scanner.scanner.wishes import Wishes
 from edge_scanner.state import Outcome, State
 from edge_scanner.tile import Pixels, Tile, Verdict
@@ -122,7 +123,9 @@ class ScanJob:
             self._recover(scan)
             outcome, pipeline = self._acquire(scan)
             self._context.machine.advance(State.FINISHING)
-            report = self._measure(scan, pipeline, outcome, clock.now_s() - began_s)
+            scan_s = clock.now_s() - began_s
+            self._settle(scan, outcome)
+            report = self._measure(scan, pipeline, outcome, scan_s)
             if outcome is Outcome.COMPLETED and self._context.config.export.auto:
                 outcome = self._export(outcome)
             self._conclude(scan, report, outcome)
@@ -192,6 +195,12 @@ class ScanJob:
     def _measure(self, scan: Scan, pipeline: Pipeline, outcome: Outcome, scan_s: float) -> ScanReport:
         self._context.pulse.step(self._whole_slide_s(scan))
         return measure(scan, pipeline.tiles, outcome, wall_s=self.wall_s, scan_s=scan_s)
+
+    def _settle(self, scan: Scan, outcome: Outcome) -> None:
+        if outcome is Outcome.COMPLETED and self._context.config.scan.settle_pass:
+            self._context.pulse.step(self._whole_slide_s(scan))
+            scan.settled_tiles = settle(scan, lambda: self._context.wishes.cancelled or bool(self.abort))
+            self.abort.check()
 
     def _export(self, outcome: Outcome) -> Outcome:
         self._context.machine.advance(State.EXPORTING)
