@@ -76,6 +76,14 @@ def test_what_is_no_number_is_left_out():
     assert agree(np.array([1.0]), np.array([0.0])) is None
 
 
+def test_a_stretched_deviation_is_wider_and_as_sure():
+    seen = agree(np.array([0.5, 0.6]), np.array([0.4, 0.4]))
+    for factor in (0.5, 1.0, 4.0):
+        other = seen.stretched(factor)
+        assert (other.dz_um, other.sigma_um) == (seen.dz_um, seen.sigma_um * factor)
+        assert other.sure == other.scaled(3).sure == seen.sure
+
+
 def test_another_objective_scales_lengths_and_keeps_what_is_sure():
     seen = agree(np.array([0.5, 0.6]), np.array([0.2, 0.2]))
     other = seen.scaled(6.25)

@@ -37,7 +37,9 @@ def test_a_changed_byte_is_refused(tmp_path):
         make_focus(config(f"focus.model={tmp_path / 'focus.onnx'}"))
 
 
-@pytest.mark.parametrize("card", ["{", "[]", "{}", '{"sha256": "x", "sigma_scale": "wide"}', "null"])
+@pytest.mark.parametrize(
+    "card", ["{", "[]", "{}", '{"sha256": "x", "sigma_scale": "wide"}', "null", '{"sha256": "x", "objectives": [{}]}']
+)
 def test_a_card_that_says_nothing_is_refused(tmp_path, card):
     (tmp_path / "focus.onnx").write_bytes(SHIPPED.read_bytes())
     (tmp_path / "focus.json").write_text(card)

@@ -9,6 +9,7 @@ from edge_scanner.acquire import Acquirer
 from edge_scanner.cli.focus_frames import simulated_frames
 from edge_scanner.config import Config, load
 from edge_scanner.devices.rig import build_rig
+from edge_scanner.errors import SourceError
 from edge_scanner.focus.autofocus import Estimator, ModelFocus
 from edge_scanner.focus.evaluate import answers, summary
 from edge_scanner.geometry import Position
@@ -74,6 +75,24 @@ def test_turned_and_mirrored_tissue_is_as_far_from_focus(estimator, scene):
     assert max(told) - min(told) < 0.1
 
 
+@pytest.mark.parametrize(
+    "pixels",
+    [np.full((512, 512, 3), np.nan, np.float32), np.zeros((512, 512), np.uint8), np.zeros((512, 512, 4), np.uint8)],
+)
+def test_frames_that_are_none_are_refused_by_name(estimator, pixels):
+    with pytest.raises(SourceError, match="cannot judge a frame of"):
+        estimator.judge(pixels)
+
+
+@pytest.mark.parametrize("z_um", [-8, -2, 2, 8])
+def test_overexposed_frames_are_refused_before_they_mislead(estimator, scene, z_um):
+    pixels = scene.snap(z_um).pixels.astype(np.float32)
+    for gain in (1.0, 1.2, 1.4, 1.6, 1.8, 2.5, 4.0):
+        seen = estimator.judge(np.clip(pixels * gain, 0, 255).astype(np.uint8))
+        assert seen is None or not seen.sure or seen.dz_um == pytest.approx(z_um, abs=0.8)
+    assert seen is None
+
+
 @pytest.mark.parametrize("grey", [0, 1, 240, 255])
 def test_even_frames_are_refused(estimator, grey):
     assert estimator.judge(np.full((SIDE_PX, SIDE_PX, 3), grey, np.uint8)) is None
@@ -136,15 +155,12 @@ def test_a_scan_costs_hardly_more_than_a_frame_a_tile():
     assert np.mean(np.array(off_um) <= settings.optics.depth_of_field_um) >= 0.99
 
 
-@pytest.mark.parametrize(
-    ("aperture", "pixel_um", "side_px", "key"), [(0.3, 1.0, 640, "within_dof"), (0.95, 0.25, 808, "within_2um")]
-)
-def test_other_objectives_hold_what_their_card_says(aperture, pixel_um, side_px, key):
-    optics = [f"optics.numerical_aperture={aperture}", f"optics.pixel_size_um={pixel_um}"]
-    settings = config(*optics, f"camera.width_px={side_px}", f"camera.height_px={side_px}")
+def test_the_other_objective_of_the_card_holds_what_it_says():
+    optics = ["optics.numerical_aperture=0.95", "optics.pixel_size_um=0.25"]
+    settings = config(*optics, "camera.width_px=808", "camera.height_px=808")
     found = list(answers(Estimator(settings).judge, simulated_frames(settings, "", 16, 6.0, 3)))
     figures = summary(found, settings.optics.depth_of_field_um)
-    assert figures[key] >= 0.85, figures
+    assert figures["within_2um"] >= 0.85, figures
 
 
 @pytest.mark.data

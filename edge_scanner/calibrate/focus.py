@@ -15,6 +15,7 @@ from edge_scanner.errors import LimitsError
 from edge_scanner.focus.autofocus import Estimator
 from edge_scanner.focus.calibration import FocusCalibration, fitted
 from edge_scanner.focus.classical import ClassicalFocus
+from edge_scanner.focus.model import ModelFile
 from edge_scanner.focus.samples import reference_unit
 from edge_scanner.plan import ScanRegion
 from edge_scanner.tile import Pixels
@@ -34,13 +35,14 @@ def measure_focus(probe: Probe, region: ScanRegion) -> FocusCalibration:
     Raises
     ------
     ConfigError
-        No network, or a camera that does not suit it.
+        No network, or an objective or a camera that does not suit it.
     NoTextureError
         When no place looked at could be focused on.
     UncalibratedError
         When the network does not tell defocus here.
     """
     config, optics = probe.config, probe.config.optics
+    ModelFile.open(config.focus.model).require(optics)
     estimator = Estimator(config)
     rows = []
     for z_um, pixels in _stacks(probe, region):

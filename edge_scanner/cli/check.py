@@ -24,6 +24,7 @@ from edge_scanner.config import Config
 from edge_scanner.devices.contract import check_camera, check_illumination, check_stage
 from edge_scanner.devices.rig import build_rig
 from edge_scanner.errors import ScannerError
+from edge_scanner.focus import check_focus
 from edge_scanner.focus.model import OnnxFocusModel
 from edge_scanner.scanner.budget import Budget
 from edge_scanner.shading import FlatField
@@ -112,6 +113,7 @@ def _calibration(config: Config) -> Iterator[Finding]:
 
     yield _guarded("flat field", lambda: told(named_flat_field(config)))
     yield _guarded("stage calibration", lambda: told(named_stage_calibration(config)))
+    yield _guarded("focus calibration", lambda: check_focus(config))
 
 
 def _providers(config: Config) -> Iterator[Finding]:

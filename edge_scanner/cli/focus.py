@@ -18,6 +18,7 @@ from edge_scanner.errors import UsageError
 from edge_scanner.focus.autofocus import Estimator
 from edge_scanner.focus.evaluate import Answer, answers, summary
 from edge_scanner.focus.labelled import LabelledFrame, labelled_frames, read_image
+from edge_scanner.focus.model import ModelFile
 
 app = typer.Typer(help="The focus model: train it, evaluate it, ask it.", no_args_is_help=True)
 
@@ -74,6 +75,7 @@ def predict(
 ) -> None:
     """Tell how far images are from focus; positive: the stage is above focus."""
     settings = _settings(config, overrides, model)
+    ModelFile.open(settings.focus.model).require(settings.optics)
     rows = []
     for path in images:
         frame = LabelledFrame(path.name, read_image(path), 0.0)

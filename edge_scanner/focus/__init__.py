@@ -4,11 +4,31 @@ from __future__ import annotations
 
 from edge_scanner.config import Config
 from edge_scanner.focus.autofocus import ModelFocus
+from edge_scanner.focus.calibration import named_focus_calibration
 from edge_scanner.focus.classical import ClassicalFocus
 from edge_scanner.focus.fixed import FixedFocus
 from edge_scanner.focus.method import Focus, FocusOutcome, Snap
+from edge_scanner.focus.model import ModelFile
 
-__all__ = ["Focus", "FocusOutcome", "Snap", "make_focus"]
+__all__ = ["Focus", "FocusOutcome", "Snap", "check_focus", "make_focus"]
+
+
+def check_focus(config: Config) -> str:
+    """Return, in words, how the focus model was calibrated; nothing is loaded.
+
+    Raises
+    ------
+    ConfigError
+        No readable model, or an objective that it was not measured with.
+    SourceError
+        A calibration that is missing, damaged or for another objective or model.
+    """
+    if config.focus.mode != "model":
+        return "not needed"
+    file = ModelFile.open(config.focus.model)
+    file.require(config.optics)
+    found = named_focus_calibration(config, file)
+    return "none named; the model as it was trained" if found is None else f"measured {found.measured}"
 
 
 def make_focus(config: Config) -> Focus:

@@ -19,8 +19,8 @@ from edge_scanner.focus.calibration import named_focus_calibration
 from edge_scanner.focus.classical import COLD_REACH, ClassicalFocus
 from edge_scanner.focus.consensus import Consensus, agree
 from edge_scanner.focus.method import FocusOutcome, Snap
-from edge_scanner.focus.model import BATCH, OnnxFocusModel, Providers
-from edge_scanner.focus.samples import camera_side_px, choose, cut, reference_unit
+from edge_scanner.focus.model import BATCH, ModelFile, OnnxFocusModel, Providers
+from edge_scanner.focus.samples import camera_side_px, choose, cut, reference_unit, saturated
 from edge_scanner.focus.score import sharpness
 from edge_scanner.tile import FocusResult, Frame, Pixels
 
@@ -37,6 +37,9 @@ SEEN_SIGMA = 2.0
 """A defocus is seen when it exceeds so many of its standard deviations, whether or not its side is agreed on."""
 
 SAME_Z_UM = 0.02
+
+MOST_SATURATED = 0.3
+"""Share of a patch that may be at full scale; beyond it the colours are cut off that tell the side."""
 
 
 class Estimator:
@@ -67,6 +70,7 @@ class Estimator:
                 'Set focus.mode = "classical".',
             )
         self.model = OnnxFocusModel(config)
+        self._stretch = self.model.file.stretch(config.optics)
         self._calibration = named_focus_calibration(config, self.model.file)
 
     def judge(self, pixels: Pixels) -> Consensus | None:
@@ -97,9 +101,10 @@ class Estimator:
         if not corners:
             return None
         patches = cut(pixels, corners, self._side_px)
+        patches = patches[saturated(patches) <= MOST_SATURATED]
         dz_um, sigma_um = self.model(np.ascontiguousarray(patches[:, ::-1]) if swapped else patches)
         found = agree(dz_um, sigma_um, self.model.file.sigma_scale)
-        return None if found is None else found.scaled(1 / self._unit)
+        return None if found is None else found.scaled(1 / self._unit).stretched(self._stretch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +133,11 @@ class ModelFocus:
     Raises
     ------
     ConfigError
-        See `Estimator`.
+        See `Estimator`; an objective that the model's card does not name.
     """
 
     def __init__(self, config: Config) -> None:
+        ModelFile.open(config.focus.model).require(config.optics)
         self._estimator = Estimator(config)
         self._climb = ClassicalFocus(config)
         self._range_um = config.focus.range_um

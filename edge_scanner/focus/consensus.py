@@ -36,6 +36,8 @@ class Consensus:
         How many were asked.
     unit : float
         Micrometres that one of the reference objective is worth.
+    stretch : float
+        What `sigma_um` was multiplied by for this objective; it does not change what is sure.
     """
 
     dz_um: float
@@ -43,15 +45,21 @@ class Consensus:
     agreement: float
     patches: int
     unit: float = 1.0
+    stretch: float = 1.0
 
     @property
     def sure(self) -> bool:
         """Whether the stage may be moved by it."""
-        return self.agreement >= AGREEMENT and self.sigma_um <= max(SURE_UM * self.unit, SURE_SHARE * abs(self.dz_um))
+        most_um = max(SURE_UM * self.unit, SURE_SHARE * abs(self.dz_um))
+        return self.agreement >= AGREEMENT and self.sigma_um <= self.stretch * most_um
 
     def scaled(self, factor: float) -> Consensus:
         """Return the same in another unit of length."""
         return replace(self, dz_um=self.dz_um * factor, sigma_um=self.sigma_um * factor, unit=self.unit * factor)
+
+    def stretched(self, factor: float) -> Consensus:
+        """Return the same with another standard deviation, as sure as before."""
+        return replace(self, sigma_um=self.sigma_um * factor, stretch=self.stretch * factor)
 
 
 def agree(dz_um: Numbers, sigma_um: Numbers, sigma_scale: float = 1.0) -> Consensus | None:

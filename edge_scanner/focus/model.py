@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_scanner.config import Config
+from edge_scanner.config import Config, OpticsConfig
 from edge_scanner.errors import ConfigError
 from edge_scanner.focus.samples import PATCH_PX, Patches
 
@@ -44,6 +44,22 @@ class Providers:
 
 
 @dataclass(frozen=True, slots=True)
+class Objective:
+    """A range of numerical apertures that a network was measured with.
+
+    Parameters
+    ----------
+    lowest_na, highest_na : float
+    sigma_scale : float
+        By how much the stated uncertainty of a frame is to be multiplied there.
+    """
+
+    lowest_na: float
+    highest_na: float
+    sigma_scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFile:
     """A network and what its card says of it.
 
@@ -52,12 +68,15 @@ class ModelFile:
     data : bytes
     sha256 : str
     sigma_scale : float
-        By how much the stated uncertainty of a frame is to be multiplied, measured on slides not trained on.
+        By how much the stated uncertainty of a frame is to be multiplied before it is asked whether it is sure.
+    objectives : tuple of Objective
+        What it was measured with; empty: not said.
     """
 
     data: bytes
     sha256: str
     sigma_scale: float = 1.0
+    objectives: tuple[Objective, ...] = ()
 
     @classmethod
     def open(cls, path: str) -> ModelFile:
@@ -80,10 +99,35 @@ class ModelFile:
         found = cls(data, hashlib.sha256(data).hexdigest())
         return found._checked(about, str(file)) if about else found
 
+    def require(self, optics: OpticsConfig) -> None:
+        """Refuse an objective that the card does not name.
+
+        Raises
+        ------
+        ConfigError
+        """
+        if self.objectives and self._objective(optics) is None:
+            known = " and ".join(f"{o.lowest_na:g} to {o.highest_na:g}" for o in self.objectives)
+            raise ConfigError(
+                f"The focus model was measured at numerical apertures of {known}; this objective has "
+                f"{optics.numerical_aperture:g}, where it may take one side of focus for the other.",
+                'Set focus.mode = "classical", or train a model for it.',
+            )
+
+    def stretch(self, optics: OpticsConfig) -> float:
+        """Return by how much an objective's standard deviations are to be multiplied beyond `sigma_scale`."""
+        found = self._objective(optics)
+        return 1.0 if found is None else found.sigma_scale / self.sigma_scale
+
+    def _objective(self, optics: OpticsConfig) -> Objective | None:
+        na = optics.numerical_aperture
+        return next((o for o in self.objectives if o.lowest_na <= na <= o.highest_na), None)
+
     def _checked(self, card: str, name: str) -> ModelFile:
         try:
             about = json.loads(card)
             sha256, scale = str(about["sha256"]), float(about.get("sigma_scale", 1.0))
+            objectives = tuple(Objective(**each) for each in about.get("objectives", ()))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"The card of the focus model {name} is not readable ({error}).") from error
         if sha256 != self.sha256:
@@ -91,7 +135,7 @@ class ModelFile:
                 f"The focus model {name} is not the one its card describes: its checksum differs.",
                 "Install it again, or train a new one with its card.",
             )
-        return ModelFile(self.data, sha256, scale)
+        return ModelFile(self.data, sha256, scale, objectives)
 
 
 class OnnxFocusModel:

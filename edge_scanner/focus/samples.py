@@ -75,3 +75,9 @@ def cut(pixels: Pixels, corners: list[tuple[int, int]], side_px: int) -> Patches
             part = cv2.resize(part, (PATCH_PX, PATCH_PX), interpolation=how)
         np.multiply(part.transpose(2, 0, 1), np.float32(scale), out=patch)
     return out
+
+
+def saturated(patches: Patches) -> NDArray[np.float64]:
+    """Return the share of each patch that is at full scale, (n,), from one pixel in sixteen."""
+    share: NDArray[np.float64] = (patches[:, :, ::4, ::4] >= 1).mean(axis=(1, 2, 3))
+    return share

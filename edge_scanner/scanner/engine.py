@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edge_scanner.config import Config
+from edge_scanner.focus import check_focus
 from edge_scanner.focus.model import OnnxFocusModel
 
 LONGEST_S = 900.0
@@ -64,6 +65,7 @@ class FocusEngine:
 
     def _load(self) -> None:
         try:
+            check_focus(self._config)
             providers = OnnxFocusModel(self._config).providers
             self._actual = providers.actual
             if providers.degraded:

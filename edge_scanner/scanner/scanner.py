@@ -25,6 +25,7 @@ from edge_scanner.errors import (
     ScannerError,
     StateError,
 )
+from edge_scanner.focus import check_focus
 from edge_scanner.plan import ScanPlan, ScanRequest
 from edge_scanner.report.picture import eight_bit, jpeg, shrunk
 from edge_scanner.scanner.archive import Archive
@@ -325,6 +326,7 @@ class Scanner:
         plan.check_limits(self._config.stage.limits, self._config.focus.z_start_um)
         named_flat_field(self._config)
         named_stage_calibration(self._config)
+        check_focus(self._config)
         self._archive.check_room(plan, folder)
 
     def _new_scan(self, scan_id: str, plan: ScanPlan) -> None:

@@ -1,0 +1,185 @@
+"""`calibrate focus`: instruments unlike the one the network was trained for are found out and put right."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_acquire import Wire
+from test_calibrate import run_cli
+
+from edge_scanner.calibrate.axes import NoTextureError
+from edge_scanner.calibrate.focus import measure_focus
+from edge_scanner.calibrate.probe import Probe
+from edge_scanner.config import Config, load
+from edge_scanner.devices.rig import build_rig
+from edge_scanner.errors import ConfigError, SourceError
+from edge_scanner.focus import check_focus
+from edge_scanner.focus.autofocus import Estimator, ModelFocus
+from edge_scanner.focus.calibration import FocusCalibration, Line, UncalibratedError, fitted, named_focus_calibration
+from edge_scanner.focus.classical import ClassicalFocus
+from edge_scanner.focus.consensus import Consensus
+from edge_scanner.focus.model import SHIPPED, ModelFile
+from edge_scanner.plan import ScanRegion
+from edge_scanner.tile import Frame
+
+REGION = ScanRegion(0.5, 0.5, 3.0, 2.0)
+Z_UM = np.linspace(-6, 6, 13)
+
+
+def config(*overrides: str) -> Config:
+    camera = ["camera.width_px=512", "camera.height_px=512", "sim.seed=41"]
+    return load(None, ["focus.mode=model", 'focus.providers=["cpu"]', *camera, *overrides])
+
+
+@given(
+    gain=st.floats(0.5, 2).flatmap(lambda g: st.sampled_from([g, -g])), offset=st.floats(-2, 2),
+    wrong=st.integers(0, 1), noise=st.integers(0, 99),
+)  # fmt: skip
+def test_the_line_is_found_in_spite_of_a_minority(gain, offset, wrong, noise):
+    read_um = (Z_UM - offset) / gain + np.random.default_rng(noise).normal(0, 0.02, len(Z_UM))
+    read_um[:wrong] *= -1
+    line = Line.through(read_um, Z_UM)
+    assert line.gain == pytest.approx(gain, rel=0.05)
+    assert line.offset_um == pytest.approx(offset, abs=0.15)
+    assert line.residual_um < 0.2
+
+
+@pytest.mark.parametrize("gain", [2.0, -0.5])
+def test_a_line_maps_a_consensus_and_leaves_it_as_sure(gain):
+    seen = Consensus(1.5, 0.2, 1.0, 6)
+    there = Line(gain, 0.25).applied(seen)
+    assert (there.dz_um, there.sigma_um) == pytest.approx((gain * 1.5 + 0.25, abs(gain) * 0.2))
+    assert there.sure == seen.sure
+
+
+def test_the_order_of_colours_that_fits_is_taken():
+    line = 1.1 * Z_UM - 0.3
+    noise = np.random.default_rng(1).normal(0, 2, len(Z_UM))
+    assert fitted(line, noise, Z_UM, 0.94)[0] is False
+    assert fitted(noise, line, Z_UM, 0.94)[0] is True
+
+
+@pytest.mark.parametrize("read_um", [np.abs(Z_UM), np.where(np.arange(13) % 4 == 0, -Z_UM, Z_UM), np.full(13, np.nan)])
+def test_readings_that_do_not_tell_defocus_are_no_calibration(read_um):
+    with pytest.raises(UncalibratedError):
+        fitted(read_um, read_um, Z_UM, 0.94)
+
+
+def blue_first(_: int, frame: Frame) -> Frame:
+    return replace(frame, pixels=np.ascontiguousarray(frame.pixels[..., ::-1]))
+
+
+def probe_of(settings: Config, *, bgr: bool = False) -> Probe:
+    rig = build_rig(settings)
+    rig = replace(rig, camera=Wire(rig.camera, blue_first)) if bgr else rig
+    rig.stage.open(), rig.camera.open(), rig.stage.home(), rig.illumination.on()
+    return Probe(rig, settings)
+
+
+FLAT = "sim.surface=false"
+
+
+@pytest.mark.parametrize(("bgr", "optics"), [(True, ()), (False, ("sim.spherical_waves=-0.08",))])
+def test_an_instrument_unlike_the_trained_one_is_put_right(tmp_path, bgr, optics):
+    """Blue comes first, or all is mirrored in z, which is blue first and a stage that counts the other way."""
+    pytest.importorskip("onnxruntime", reason="learned focus needs the extra [cpu]")
+    settings = config(FLAT, *optics)
+    probe = probe_of(settings, bgr=bgr)
+    found = measure_focus(probe, REGION)
+    assert (found.swapped, found.line.gain < 0) == (True, not bgr)
+    assert abs(found.line.gain) == pytest.approx(1, abs=0.1)
+    found.save(tmp_path / "focus.json")
+    right = Estimator(config(FLAT, *optics, f'focus.calibration="{tmp_path}/focus.json"'))
+    assert_better(right, Estimator(settings), probe)
+
+
+def assert_better(calibrated: Estimator, plain: Estimator, probe: Probe) -> None:
+    """Compare both at known distances from what is sharpest, on a place that calibration has not seen."""
+    at = 1900.0, 1300.0
+    climbed = ClassicalFocus(probe.config).run(0.0, lambda z: probe.snap(*at, z), True).result
+    frames = [(z, probe.snap(*at, climbed.z_um - climbed.dz_um + z).pixels) for z in (-4.0, -1.5, 0.0, 1.5, 4.0)]
+    off = [[abs(judge(pixels).dz_um - z) for z, pixels in frames] for judge in (calibrated.judge, plain.judge)]
+    assert max(off[0]) <= probe.config.optics.depth_of_field_um
+    assert np.mean(off[0]) < 0.7 * np.mean(off[1])
+
+
+def some(settings: Config) -> FocusCalibration:
+    optics = settings.optics
+    sha256 = ModelFile.open("").sha256
+    na = optics.numerical_aperture
+    return FocusCalibration(
+        "then", sha256, optics.magnification, na, optics.pixel_size_um, 36, True, Line(1.1, -0.2, 0.3)
+    )
+
+
+def test_a_calibration_reads_back_and_serves_no_other_objective_or_model(tmp_path):
+    settings, path = config(), tmp_path / "focus.json"
+    named = config(f'focus.calibration="{path}"')
+    with pytest.raises(SourceError, match="There is no focus calibration"):
+        check_focus(named)
+    some(settings).save(path)
+    assert named_focus_calibration(named, ModelFile.open("")) == some(settings)
+    assert check_focus(named) == "measured then"
+    for other in ("optics.numerical_aperture=0.78", "optics.pixel_size_um=0.4", "optics.magnification=40"):
+        with pytest.raises(SourceError, match=other.split("=")[0].split(".")[1]):
+            check_focus(config(f'focus.calibration="{path}"', other))
+    replace(some(settings), model_sha256="0" * 64).save(path)
+    with pytest.raises(SourceError, match="another focus model"):
+        ModelFocus(named)
+
+
+def test_a_damaged_calibration_is_refused(tmp_path):
+    path = tmp_path / "focus.json"
+    some(config()).save(path)
+    text = path.read_text()
+    for hurt in (text.replace("1.1", "1.2"), text[:50], "[]", "{}", "\0"):
+        path.write_text(hurt)
+        with pytest.raises(SourceError, match="Measure it"):
+            check_focus(config(f'focus.calibration="{path}"'))
+
+
+def test_an_objective_the_card_does_not_name_is_refused_everywhere_but_in_evaluation():
+    low = config("optics.numerical_aperture=0.3", "optics.pixel_size_um=1.0")
+    for refuses in (check_focus, ModelFocus):
+        with pytest.raises(ConfigError, match=r"0.7 to 0.8 and 0.9 to 0.95; this objective has 0.3") as refused:
+            refuses(low)
+        assert "classical" in refused.value.advice
+    assert check_focus(low.model_copy(update={"focus": config().focus.model_copy(update={"mode": "classical"})}))
+
+
+def test_the_command_writes_the_file_that_the_configuration_names(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime", reason="learned focus needs the extra [cpu]")
+    path = tmp_path / "focus.json"
+    path.write_text("what was there before does not matter")
+    zero = "sim.spherical_waves=0.2"  # what is sharpest lies half a micrometre from where the network was taught
+    given_ = ["--set", "camera.width_px=512", "--set", "camera.height_px=512", "--set", FLAT, "--set", zero, "--json"]
+    code, out, err = run_cli(monkeypatch, capsys, *given_, "--set", f"focus.calibration={path}", "focus")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["swapped"], told["frames"]) == (False, 36)
+    assert told["offset_um"] < -0.3
+    assert told["residual_um"] < 0.94
+    named = config(FLAT, zero, f'focus.calibration="{path}"')
+    assert check_focus(named).startswith("measured 20")
+    assert_better(Estimator(named), Estimator(config()), probe_of(named))
+    code, out, err = run_cli(monkeypatch, capsys, *given_, "focus")
+    assert (code, out) == (2, "")
+    assert "focus.calibration" in err
+
+
+def test_empty_glass_is_no_calibration(tmp_path):
+    pytest.importorskip("onnxruntime", reason="learned focus needs the extra [cpu]")
+    with pytest.raises(NoTextureError, match="Nothing was found to focus on"):
+        measure_focus(probe_of(config()), ScanRegion(20.0, 20.0, 1.0, 1.0))
+
+
+def test_the_shipped_card_names_its_objectives():
+    file = ModelFile.open(str(SHIPPED))
+    assert [(o.lowest_na, o.highest_na) for o in file.objectives] == [(0.7, 0.8), (0.9, 0.95)]
+    assert file.stretch(config().optics) == pytest.approx(1.0)
+    assert file.stretch(config("optics.numerical_aperture=0.95").optics) > 1.1
