@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: demo test lint bench survive enospc service service-test arm64-test fuzz powercut clean
+.PHONY: demo test lint bench survive enospc service service-test arm64-test fuzz powercut endure clean
 
 demo: $(VENV)/.demo
 	$(BIN)/edge-scanner demo --out out
@@ -41,6 +41,10 @@ arm64-test: $(VENV)/.test
 
 powercut: $(VENV)/.test
 	$(BIN)/python tests/powercut/powercut.py --record tests/records/powercut.md
+
+# Needs root; more than an hour.
+endure: $(VENV)/.test
+	$(BIN)/python tests/endure/endure.py --record tests/records/memory.md
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -20,13 +20,13 @@ from cgroup import RefusedError
 from record import write_record
 from watched import Case, run
 
-LEAN = ("scan.buffer_mb=32", "scan.cache_mb=32")
+LEAN = ("scan.buffer_mb=16", "scan.cache_mb=16")
 CASES = {
     "square": Case(60_000, 60_000, 1024),
     "tall": Case(60_000, 120_000, 1024),
-    "lean": Case(60_000, 60_000, 512, settings=LEAN),
-    "quick-disk": Case(30_000, 15_000, 1024, disk_mb_s=1000),
-    "slow-disk": Case(30_000, 15_000, 1024, disk_mb_s=10),
+    "lean": Case(60_000, 15_000, 512, settings=LEAN),
+    "quick-disk": Case(20_000, 10_000, 1024, disk_mb_s=1000),
+    "slow-disk": Case(20_000, 10_000, 1024, disk_mb_s=10),
 }
 """The last two differ only in what the disk is held to."""
 
