@@ -20,6 +20,7 @@ from edge_scanner.focus import FocusOutcome, make_focus
 from edge_scanner.focus.score import sharpness, texture
 from edge_scanner.focus.surface import FocusSurface
 from edge_scanner.geometry import Position
+from edge_scanner.lamp import Lamp
 from edge_scanner.plan import Target
 from edge_scanner.tile import FocusResult, Frame, Pixels, Tile, Verdict
 
@@ -63,6 +64,10 @@ class Acquirer:
         Asked before every move and every frame; True ends the run with `AbortedError`.
     focus_lost : callable
         Told the number of tiles when `focus.max_failed` in a row could not be focused, to pause before the next one.
+    light_lost : callable, optional
+        Called when the light went out, to pause until it is back; a `DeviceError` without.
+    bright : (Target, float), optional
+        A place and its z that are known to be bright, see `Lamp`.
     shading : Shading, optional
         Flat-field correction of the pixels that are handed on.
     """
@@ -74,15 +79,21 @@ class Acquirer:
         *,
         wait_if_paused: Callable[[], None] = lambda: None,
         focus_lost: Callable[[int], None] = lambda _: None,
+        light_lost: Callable[[], None] | None = None,
         aborted: Callable[[], bool] = lambda: False,
         shading: Shading | None = None,
+        bright: tuple[Target, float] | None = None,
     ) -> None:
         self._rig = rig
+        self._light_lost = light_lost or _no_light
         self._config = config
         self._wait_if_paused, self._focus_lost = wait_if_paused, focus_lost
         self._shading = shading or NoShading()
         self._focus = make_focus(config)
         self._mover = Mover(rig, config.stage.settle_ms, aborted)
+        self._lamp = Lamp(
+            rig, brightfield=config.illumination.brightfield, look=self._glance, lost=self._miss_light, bright=bright
+        )
         self._surface = FocusSurface()
         self._measured: deque[tuple[int, Position]] = deque()
 
@@ -104,9 +115,12 @@ class Acquirer:
         rejected = unfocused = 0
         self._mover.forget()
         try:
-            self._rig.illumination.on()
+            self._lamp.on()
             for target in targets:
                 self._wait_if_paused()
+                if self._lamp.is_to_be_told():
+                    self._mover.check_abort()
+                    self._lamp.on()
                 tile = self._acquire(target)
                 rejected = rejected + 1 if tile.verdict is Verdict.REJECTED else 0
                 unfocused = self._unfocused(tile, unfocused)
@@ -120,7 +134,7 @@ class Acquirer:
                         "Check the camera and its cable, then resume the scan.",
                     )
         finally:
-            self._rig.illumination.off()
+            self._lamp.off()
 
     def _unfocused(self, tile: Tile, before: int) -> int:
         """Return how many tiles with something to see could not be focused in a row; the others do not count."""
@@ -137,16 +151,25 @@ class Acquirer:
             When the stage or the camera fails.
         """
         try:
-            self._rig.illumination.on()
-            return self._shading.apply(_Visit(self._mover, target, self._config.scan.attempts).snap(z_um).pixels)
+            self._lamp.on()
+            return self._shading.apply(self._glance(target, z_um))
         finally:
-            self._rig.illumination.off()
+            self._lamp.off()
+
+    def _glance(self, target: Target, z_um: float) -> Pixels:
+        return _Visit(self._mover, target, self._config.scan.attempts).snap(z_um).pixels
+
+    def _miss_light(self) -> None:
+        self._light_lost()
+        self._wait_if_paused()
 
     def _acquire(self, target: Target) -> Tile:
         known, z_um = self._predict(target)
         visit = _Visit(self._mover, target, self._config.scan.attempts)
         try:
             first = visit.snap(z_um)
+            if not self._lamp.was_on(first.pixels, target, z_um):
+                first = visit.snap(z_um)
             outcome, verdict = self._judge(first, visit, z_um, known)
         except _FrameError as error:
             return visit.rejected(z_um, error.message)
@@ -230,7 +253,7 @@ class Mover:
         DeviceError
             When the camera fails, or the frame is not a new one of the promised kind, begun after all was still.
         """
-        self._check_abort()
+        self.check_abort()
         started_s = self.rig.clock.now_s()
         try:
             frame = self.rig.camera.snap()
@@ -275,12 +298,13 @@ class Mover:
         )
 
     def _move(self, goal: Position) -> Position:
-        self._check_abort()
+        self.check_abort()
         self.forget()
         self.rig.stage.start_move(goal)
         return self.rig.stage.wait()
 
-    def _check_abort(self) -> None:
+    def check_abort(self) -> None:
+        """Raise `AbortedError` when the work is to end."""
         if self._aborted():
             raise AbortedError("The scan was cancelled.")
 
@@ -363,6 +387,12 @@ class _Visit:
 
 def _add(timings_ms: dict[str, float], stage: str, seconds: float) -> None:
     timings_ms[stage] = timings_ms.get(stage, 0.0) + seconds * 1000
+
+
+def _no_light() -> None:
+    raise DeviceError(
+        "The light went out: a place that was bright is dark now.", "Check the lamp, then resume the scan."
+    )
 
 
 class _FrameError(DeviceError):

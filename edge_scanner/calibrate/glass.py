@@ -1,4 +1,4 @@
-"""Finding clean glass and measuring the flat field on it."""
+"""Finding light, finding clean glass, and measuring the flat field on it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from itertools import takewhile
 import numpy as np
 
 from edge_scanner.calibrate.probe import Probe
-from edge_scanner.errors import ScannerError
+from edge_scanner.errors import DeviceError, ScannerError
 from edge_scanner.focus.score import texture
-from edge_scanner.plan import ScanRegion
+from edge_scanner.lamp import DARK, level
+from edge_scanner.plan import ScanRegion, Target
 from edge_scanner.shading import FlatField, Setting, flat_field
 from edge_scanner.tile import Pixels
 
@@ -22,6 +23,8 @@ SPREAD = 0.05
 DIMMEST = 0.3
 """Of full scale; even frames below it show the slide's rim, a label or a lamp that is off."""
 FAR_FIELDS = 6
+LEAST_LIGHT = 0.002
+"""Of full scale; a lamp that brightens a dark place by less does not shine."""
 
 Place = tuple[float, float]
 
@@ -44,6 +47,35 @@ def places(probe: Probe, region: ScanRegion) -> Iterator[Place]:
 
     inside = [(x0 + a * (x1 - x0), y0 + b * (y1 - y0)) for b in (0.1, 0.5, 0.9) for a in (0.1, 0.5, 0.9)]
     yield from (place for place in (*ring(1), *inside, *ring(FAR_FIELDS)) if probe.reaches(*place))
+
+
+def find_light(probe: Probe, region: ScanRegion) -> tuple[Target, float] | None:
+    """Return a place and its z that are bright; None where all is dark, and the lamp still makes a difference.
+
+    The light is on afterwards.
+
+    Raises
+    ------
+    DeviceError
+        When the lamp makes no difference anywhere.
+    """
+    light = probe.rig.illumination
+    middle = (region.x_mm + region.width_mm / 2) * 1000, (region.y_mm + region.height_mm / 2) * 1000
+    most = gain = 0.0
+    for x, y in (middle, *places(probe, region)):
+        light.on()
+        bright = level(probe.snap(x, y).pixels)
+        if bright >= DARK:
+            return Target(0, 0, 0, x, y), probe.z_start_um
+        light.off()
+        most, gain = max(most, bright), max(gain, bright - level(probe.expose().pixels))
+    light.on()
+    if gain >= LEAST_LIGHT:
+        return None
+    raise DeviceError(
+        f"Every frame is dark with the light on, {100 * most:.1f} % of full scale at most.",
+        "Check the lamp, its power, shutter and filters; in fluorescence set illumination.brightfield to false.",
+    )
 
 
 def measure_flat_field(probe: Probe, region: ScanRegion) -> FlatField:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from edge_scanner.calibrate.axes import NoTextureError, StageAxes, measure_axes
 from edge_scanner.calibrate.frame import frame_of
-from edge_scanner.calibrate.glass import NoGlassError, measure_flat_field
+from edge_scanner.calibrate.glass import NoGlassError, find_light, measure_flat_field
 from edge_scanner.calibrate.probe import Probe
 from edge_scanner.calibrate.stage_file import StageCalibration
 from edge_scanner.config import Config
 from edge_scanner.devices.rig import Rig
 from edge_scanner.geometry import MosaicFrame
 from edge_scanner.journal import Journal
-from edge_scanner.plan import ScanPlan
+from edge_scanner.plan import ScanPlan, Target
 from edge_scanner.shading import Correction, FlatField, Setting, correction
 
 FLAT_FILE = "flat.npz"
@@ -71,6 +71,27 @@ def prepare(
             rig.illumination.off()
     shading = None if flat is None else correction(flat, balance=config.camera.white_balance == "auto")
     return Prepared(frame_of(plan, axes), shading)
+
+
+def bright_place(
+    config: Config, rig: Rig, plan: ScanPlan, *, aborted: Callable[[], bool] = lambda: False
+) -> tuple[Target, float] | None:
+    """Return a place of a scan and its z that are bright, to see that the lamp shines; see `find_light`.
+
+    None in fluorescence. The light is off afterwards.
+
+    Raises
+    ------
+    DeviceError
+        When the lamp does not shine, or stage or camera fail.
+    AbortedError
+    """
+    if not config.illumination.brightfield:
+        return None
+    try:
+        return find_light(Probe(rig, config, aborted), plan.region)
+    finally:
+        rig.illumination.off()
 
 
 def named_flat_field(config: Config) -> FlatField | None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from edge_scanner.abort import Abort
-from edge_scanner.calibrate import Prepared, prepare
+from edge_scanner.calibrate import Prepared, bright_place, prepare
 from edge_scanner.config import Config
 from edge_scanner.devices.rig import Rig
 from edge_scanner.errors import AbortedError, ScannerError
 from edge_scanner.journal import Journal
-from edge_scanner.plan import ScanPlan
+from edge_scanner.plan import ScanPlan, Target
 from edge_scanner.report import ScanReport
 from edge_scanner.scanner.archive import Archive
 from edge_scanner.scanner.child import ExportChild
@@ -94,6 +94,7 @@ class ScanJob:
         self.abort = Abort()
         self.done = 0
         self.pause: dict[str, str] | None = None
+        self._bright: tuple[Target, float] | None = None
         self.latest: Pixels | None = None
         self.report: dict[str, Any] | None = None
         self.pipeline: Pipeline | None = None
@@ -144,6 +145,7 @@ class ScanJob:
         """Calibrate before the first tile; a scan cancelled meanwhile is completed, empty, without."""
         context = self._context
         try:
+            self._bright = bright_place(context.config, context.rig, self.plan, aborted=self._aborted)
             return prepare(context.config, context.rig, self.plan, self.folder, aborted=self._aborted)
         except AbortedError:
             if not context.wishes.cancelled:
@@ -169,6 +171,8 @@ class ScanJob:
             wait_if_paused=self._wait_if_paused,
             aborted=self._aborted,
             focus_lost=self._focus_lost,
+            light_lost=self._light_lost,
+            bright=self._bright,
             on_stored=lambda chunks: publish("chunk", {"scan_id": scan_id, "chunks": chunks}),
             prepared=prepared,
             resume=self._resume,
@@ -192,15 +196,15 @@ class ScanJob:
         pipeline.run()
         return Outcome.CANCELLED if wishes.cancelled else Outcome.COMPLETED, pipeline
 
-    def _measure(self, scan: Scan, pipeline: Pipeline, outcome: Outcome, scan_s: float) -> ScanReport:
-        self._context.pulse.step(self._whole_slide_s(scan))
-        return measure(scan, pipeline.tiles, outcome, wall_s=self.wall_s, scan_s=scan_s)
-
     def _settle(self, scan: Scan, outcome: Outcome) -> None:
         if outcome is Outcome.COMPLETED and self._context.config.scan.settle_pass:
             self._context.pulse.step(self._whole_slide_s(scan))
             scan.settled_tiles = settle(scan, lambda: self._context.wishes.cancelled or bool(self.abort))
             self.abort.check()
+
+    def _measure(self, scan: Scan, pipeline: Pipeline, outcome: Outcome, scan_s: float) -> ScanReport:
+        self._context.pulse.step(self._whole_slide_s(scan))
+        return measure(scan, pipeline.tiles, outcome, wall_s=self.wall_s, scan_s=scan_s)
 
     def _export(self, outcome: Outcome) -> Outcome:
         self._context.machine.advance(State.EXPORTING)
@@ -236,6 +240,14 @@ class ScanJob:
         self._pause_for(
             f"{tiles} tiles in a row could not be focused.",
             "Check the slide's side, the objective and focus.z_start_um; then send resume to go on, or cancel.",
+        )
+        self._context.wishes.set(paused=True)
+
+    def _light_lost(self) -> None:
+        """Pause at this tile: without light there is nothing to take."""
+        self._pause_for(
+            "The light went out: a place that was bright is dark now.",
+            "Check the lamp, its power and cable; then send resume to go on, or cancel.",
         )
         self._context.wishes.set(paused=True)
 

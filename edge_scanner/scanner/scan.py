@@ -12,7 +12,7 @@ from edge_scanner.config import Config
 from edge_scanner.devices.rig import Rig
 from edge_scanner.errors import ScannerError
 from edge_scanner.geometry import Box
-from edge_scanner.plan import ScanPlan, ScanRegion, auto_overlap_px
+from edge_scanner.plan import ScanPlan, ScanRegion, Target, auto_overlap_px
 from edge_scanner.pyramid import Key
 from edge_scanner.register import match
 from edge_scanner.register.strips import grey
@@ -57,7 +57,9 @@ class Scan(SlideBuild):
     wait_if_paused : callable
     aborted : callable
     focus_lost : callable
-        See `Acquirer`, as the two before.
+    light_lost : callable, optional
+    bright : (Target, float), optional
+        See `Acquirer`, as the four before.
     on_stored : callable
         See `SlideBuild`.
     prepared : Prepared, optional
@@ -78,6 +80,8 @@ class Scan(SlideBuild):
         wait_if_paused: Callable[[], None] = lambda: None,
         aborted: Callable[[], bool] = lambda: False,
         focus_lost: Callable[[int], None] = lambda _: None,
+        light_lost: Callable[[], None] | None = None,
+        bright: tuple[Target, float] | None = None,
         on_stored: Callable[[list[Key]], object] = lambda _: None,
         prepared: Prepared | None = None,
         resume: bool = False,
@@ -88,8 +92,9 @@ class Scan(SlideBuild):
             scan_id=scan_id, acquired=acquired, on_stored=on_stored, resume=resume,
         )  # fmt: skip
         self.acquirer = Acquirer(
-            rig, config, wait_if_paused=wait_if_paused, aborted=aborted, focus_lost=focus_lost, shading=prepared.shading
-        )
+            rig, config, wait_if_paused=wait_if_paused, aborted=aborted, focus_lost=focus_lost, light_lost=light_lost,
+            shading=prepared.shading, bright=bright,
+        )  # fmt: skip
 
     def acquire(self) -> Iterator[Tile]:
         """Yield a tile for each target of the plan, in order."""
