@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: demo test lint bench survive enospc service service-test arm64-test fuzz powercut endure clean
+.PHONY: demo test lint bench survive enospc service service-test arm64-test fuzz hil powercut endure clean
 
 demo: $(VENV)/.demo
 	$(BIN)/edge-scanner demo --out out
@@ -38,6 +38,11 @@ service service-test: $(VENV)/.test
 # Needs root, qemu-user-static and mmdebstrap; emulated, so an hour or so.
 arm64-test: $(VENV)/.test
 	$(BIN)/python tests/arm64/lane.py --record tests/records/arm64.md
+
+# Every hardware-in-the-loop scenario (root, for a small disk), and 10,000 faults on each serial driver.
+hil: $(VENV)/.test
+	$(BIN)/python -m hil_sim run all
+	$(BIN)/python tests/driver_storm.py 10000
 
 powercut: $(VENV)/.test
 	$(BIN)/python tests/powercut/powercut.py --record tests/records/powercut.md

@@ -1,4 +1,4 @@
-"""`python -m hil_sim run SCENARIO.toml… | list`: hardware-in-the-loop scenarios; exit 1 if a budget is missed."""
+"""`python -m hil_sim run SCENARIO.toml…|all | list`: hardware-in-the-loop scenarios; exit 1 if a budget is missed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run or list scenarios; return 0, 1 (a budget missed) or 2 (wrong usage)."""
     parser = argparse.ArgumentParser(prog="python -m hil_sim", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    runs = verbs.add_parser("run", help="run scenarios, by path or by the name of a shipped one")
+    runs = verbs.add_parser("run", help="run scenarios, by path or by the name of a shipped one, or `all`")
     runs.add_argument("scenario", nargs="+")
     runs.add_argument("--out", type=Path, help="keep scans and reports in this folder")
     runs.add_argument("--json", action="store_true", help="print JSON")
@@ -29,13 +29,18 @@ def main(arguments: list[str] | None = None) -> int:
         _print("\n".join(f"{path.stem:24} {scenarios.load(path).name}" for path in sorted(SHIPPED.glob("*.toml"))))
         return 0
     try:
-        chosen = {path.stem: scenarios.load(path) for path in map(_find, asked.scenario)}
+        names = asked.scenario if asked.scenario != ["all"] else sorted(path.stem for path in SHIPPED.glob("*.toml"))
+        chosen = {path.stem: scenarios.load(path) for path in map(_find, names)}
     except (OSError, ValueError) as error:
         sys.stderr.write(f"hil_sim: the scenario cannot be used: {error}\n")
         return 2
     with tempfile.TemporaryDirectory(prefix="hil-out-") as temporary:
         out = asked.out or Path(temporary)
-        results = [run(scenario, out / name) for name, scenario in chosen.items()]
+        try:
+            results = [run(scenario, out / name) for name, scenario in chosen.items()]
+        except ValueError as error:
+            sys.stderr.write(f"hil_sim: the scenario cannot be run here: {error}\n")
+            return 2
     if asked.json:
         _print(json.dumps([{"ok": result.ok, **asdict(result)} for result in results], indent=1))
     else:
