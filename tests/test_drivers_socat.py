@@ -17,8 +17,8 @@ from hil_sim.rig import StageRig
 
 SPEED = {"speed_um_s": 60e3, "acceleration_um_s2": 1e6}
 FAST = ("stage.speed_mm_s=60", "stage.acceleration_mm_s2=1000", "illumination.driver=none")
-FAR = Position(9000.0, 8000.0, 10.0)
-NEAR = Position(500.0, 500.0, 0.0)
+FAR = Position(5000.0, 4000.0, 10.0)
+NEAR = Position(2000.0, 1500.0, 0.0)
 
 
 class Cable:
