@@ -36,6 +36,8 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("in_focus_share", "Share in focus", ""),
     ("frames_per_tile", "Frames a tile", ""),
     ("seam_step", "Seam step", "grey levels"),
+    ("registration_used_share", "Overlaps that registration used", ""),
+    ("loop_closure_px_p95", "Loops of four overlaps close within, p95", "px"),
     ("registered_tiles", "Tiles placed by their overlaps", ""),
     ("placed_by_stage", "Tiles placed by the stage alone", ""),
     ("registration_px_p50", "Registration residual, median", "px"),
@@ -83,6 +85,7 @@ def write_page(
 <h2>Verdicts</h2>{_map(plan, records, _verdict_colour)}
 <p>Green: accepted. Grey: blank. Red: rejected. White: not scanned.</p>
 <h2>Focus map</h2>{_focus_map(plan, records)}
+<h2>Registration</h2>{(folder / "registration.svg").read_text(encoding="utf-8")}
 <h2>Holes</h2>{f"<table>{holes}</table>" if holes else "<p>None.</p>"}
 <h2>Lost steps</h2>{f"<ul>{lost}</ul>" if lost else "<p>None seen.</p>"}
 <h2>Life of a tile, ms</h2><table><tr><th>stage</th><th>median</th><th>p95</th></tr>{stages}</table>

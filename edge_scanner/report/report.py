@@ -17,10 +17,11 @@ from edge_scanner.memory import peak_rss_mib
 from edge_scanner.mosaic.source import Source, place, resampled
 from edge_scanner.plan import ScanPlan
 from edge_scanner.record import TileRecord, Timings
-from edge_scanner.register import LostSteps
+from edge_scanner.register import LostSteps, Pair
 from edge_scanner.report.page import write_page
 from edge_scanner.report.picture import write_thumbnail
 from edge_scanner.report.quality import Quality, measure
+from edge_scanner.report.registration import agreement, write_svg
 from edge_scanner.sim.specimen import open_specimen
 from edge_scanner.store import SlideStore
 from edge_scanner.tile import Pixels, Verdict
@@ -50,6 +51,10 @@ class ScanReport:
     seam_step: float | None
     registration_px_p50: float | None
     registration_px_p95: float | None
+    registration_pairs: int
+    registration_used_share: float | None
+    loop_closure_px_p50: float | None
+    loop_closure_px_p95: float | None
     registered_tiles: int
     placed_by_stage: int
     lost_steps: list[dict[str, Any]]
@@ -84,6 +89,7 @@ class Run:
     residual_px: tuple[float, float]
     memory: tuple[tuple[float, float], ...] = ()
     lost_steps: tuple[LostSteps, ...] = ()
+    pairs: tuple[Pair, ...] = ()
     settled_tiles: int | None = None
 
 
@@ -97,7 +103,9 @@ def write_report(
     records: list[TileRecord],
     timings: Timings,
 ) -> ScanReport:
-    """Measure the scan, write `thumbnail.png`, `report.html` and `report.json` into its folder, and return the report.
+    """Measure the scan, write its report into its folder, and return it.
+
+    Files: `thumbnail.png`, `registration.svg`, `report.html` and `report.json`.
 
     Raises
     ------
@@ -105,6 +113,7 @@ def write_report(
         When the store cannot be read back or the folder not be written.
     """
     report = build_report(run, config, plan, frame, store, records, timings)
+    write_svg(folder / "registration.svg", run.pairs, plan, frame, records)
     write_thumbnail(store, folder / "thumbnail.png")
     write_page(folder, report, plan, records, run.memory)
     save(folder, report)
@@ -133,6 +142,7 @@ def build_report(
     tested = config.focus.mode != "off"
     placed = [r for r in records if r.placed and r.tile.verdict is not Verdict.REJECTED]
     registered = [r for r in placed if r.placed and r.placed.registered]
+    agreed = agreement(run.pairs, plan, frame)
     gains = [r.placed.gain for r in placed if r.placed]
     quality = _quality(config, plan, frame, store, placed)
     truth = truth_errors_px(plan, true_axes(config, frame), registered or placed)
@@ -151,6 +161,10 @@ def build_report(
         seam_step=_round(quality.seam_step),
         registration_px_p50=_round(run.residual_px[0], 4),
         registration_px_p95=_round(run.residual_px[1], 4),
+        registration_pairs=agreed.pairs,
+        registration_used_share=round(agreed.used / agreed.pairs, 4) if agreed.pairs else None,
+        loop_closure_px_p50=_round(np.percentile(agreed.closure_px, 50), 4) if agreed.closure_px.size else None,
+        loop_closure_px_p95=_round(np.percentile(agreed.closure_px, 95), 4) if agreed.closure_px.size else None,
         registered_tiles=len(registered),
         placed_by_stage=len(placed) - len(registered),
         lost_steps=[_lost(lost, plan) for lost in run.lost_steps],

@@ -31,6 +31,7 @@ def measure(
         coverage=build.mosaic.coverage,
         residual_px=(summary.residual_px_p50, summary.residual_px_p95),
         lost_steps=summary.lost_steps,
+        pairs=build.registrar.pairs,
         settled_tiles=build.settled_tiles,
         memory=build.memory.samples,
     )
