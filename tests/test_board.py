@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import pytest
 
 from edge_scanner.board import Board, is_jetson, thermal
-from edge_scanner.cli.wheels import Runtime
+from edge_scanner.cli.wheels import Runtime, check_video
 from edge_scanner.errors import ScannerError
 
 
@@ -99,3 +100,13 @@ def test_here_there_is_some_runtime() -> None:
     here = Runtime.here()
     assert bool(here.offered) == bool(here.wheels), here
     assert here.check()
+
+
+def test_opencv_without_gstreamer_is_told_and_refused_a_pipeline() -> None:
+    assert "no GStreamer" in check_video(cv2.getBuildInformation(), "sim", ""), "the wheel of PyPI"
+    without = "  Video I/O:\n    FFMPEG:   YES\n      avcodec:  YES\n    GStreamer:  NO\n    v4l/v4l2:  YES (a.h)"
+    assert check_video(without, "opencv", "/dev/video0").startswith("OpenCV opens MJPEG and RTSP, V4L2; it has no")
+    with pytest.raises(ScannerError, match="a pipeline"):
+        check_video(without, "opencv", "nvarguscamerasrc ! nvvidconv")
+    with_it = without.replace("GStreamer:  NO", "GStreamer:  YES (1.22.0)")
+    assert check_video(with_it, "opencv", "a ! b") == "OpenCV opens MJPEG and RTSP, pipelines, V4L2"

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import cv2
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +20,7 @@ from edge_scanner import config as configs
 from edge_scanner.calibrate import named_flat_field, named_stage_calibration
 from edge_scanner.calibrate.stage_file import StageCalibration
 from edge_scanner.cli.output import EXIT_FAILED, print_json
-from edge_scanner.cli.wheels import Runtime
+from edge_scanner.cli.wheels import Runtime, check_video
 from edge_scanner.config import Config
 from edge_scanner.devices.contract import check_camera, check_illumination, check_stage
 from edge_scanner.devices.rig import build_rig
@@ -127,6 +128,8 @@ def _providers(config: Config) -> Iterator[Finding]:
         return f"runs on {actual}" + (f"; asked for {asked}: degraded" if providers.degraded else "")
 
     yield _guarded("execution providers", runtime.check)
+    camera, build = config.camera, cv2.getBuildInformation()
+    yield _guarded("video", lambda: check_video(build, camera.driver, camera.device))
     if config.focus.mode == "model":
         yield _guarded("focus model", model)
 

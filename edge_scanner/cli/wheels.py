@@ -1,4 +1,4 @@
-"""Which onnxruntime is installed, and whether it is the right one for this board."""
+"""Which onnxruntime and OpenCV are installed, and whether they are the right ones."""
 
 from __future__ import annotations
 
@@ -80,6 +80,33 @@ class Runtime:
         if self.jetson and self.offered == ["cpu"]:
             return "onnxruntime runs on the processor only; " + JETSON_ADVICE.partition(" and ")[2]
         return f"onnxruntime offers {', '.join(self.offered)}"
+
+
+def check_video(build: str, driver: str, device: str) -> str:
+    """Say which kinds of camera OpenCV can open; the wheel of PyPI has no GStreamer.
+
+    Parameters
+    ----------
+    build : str
+        OpenCV's `getBuildInformation`.
+    driver, device : str
+        Of `[camera]`.
+
+    Raises
+    ------
+    ScannerError
+        The driver `opencv` is given a pipeline that it has no GStreamer for.
+    """
+    kinds = {"FFMPEG": "MJPEG and RTSP", "GStreamer": "pipelines", "v4l/v4l2": "V4L2"}
+    lines = (line.strip().partition(":") for line in build.splitlines())
+    able = [kinds[name] for name, _, value in lines if name in kinds and value.strip().startswith("YES")]
+    if kinds["GStreamer"] in able:
+        return f"OpenCV opens {', '.join(able)}"
+    if driver == "opencv" and " ! " in device:
+        raise ScannerError(
+            "camera.device is a pipeline, and this OpenCV has no GStreamer.", 'Use camera.driver = "gstreamer".'
+        )
+    return f"OpenCV opens {', '.join(able)}; it has no GStreamer: camera.driver gstreamer is for pipelines"
 
 
 def _installed(name: str) -> bool:
