@@ -68,6 +68,8 @@ class Acquirer:
         Called when the light went out, to pause until it is back; a `DeviceError` without.
     bright : (Target, float), optional
         A place and its z that are known to be bright, see `Lamp`.
+    backlash_um : float
+        Measured backlash in x, see `Mover`.
     shading : Shading, optional
         Flat-field correction of the pixels that are handed on.
     """
@@ -83,6 +85,7 @@ class Acquirer:
         aborted: Callable[[], bool] = lambda: False,
         shading: Shading | None = None,
         bright: tuple[Target, float] | None = None,
+        backlash_um: float = 0.0,
     ) -> None:
         self._rig = rig
         self._light_lost = light_lost or _no_light
@@ -90,7 +93,7 @@ class Acquirer:
         self._wait_if_paused, self._focus_lost = wait_if_paused, focus_lost
         self._shading = shading or NoShading()
         self._focus = make_focus(config)
-        self._mover = Mover(rig, config.stage.settle_ms, aborted)
+        self._mover = Mover(rig, config.stage.settle_ms, aborted, backlash_um=backlash_um)
         self._lamp = Lamp(
             rig, brightfield=config.illumination.brightfield, look=self._glance, lost=self._miss_light, bright=bright
         )
@@ -211,10 +214,13 @@ class Mover:
     settle_ms : float
     aborted : callable
         Asked before every move and every frame.
+    backlash_um : float
+        How much further in x an approach from high values ends: rows that are scanned that way aim so much short.
     """
 
-    def __init__(self, rig: Rig, settle_ms: float, aborted: Callable[[], bool]) -> None:
+    def __init__(self, rig: Rig, settle_ms: float, aborted: Callable[[], bool], *, backlash_um: float = 0.0) -> None:
         self.rig = rig
+        self._backlash_um = backlash_um
         self._settle_ms = settle_ms
         self._aborted = aborted
         self._target: Target | None = None
@@ -229,7 +235,7 @@ class Mover:
 
     def go(self, target: Target, z_um: float, timings_ms: dict[str, float]) -> Position:
         """Bring the target under the objective, from the approach side of its row and from below; wait until still."""
-        goal = Position(target.x_um, target.y_um, z_um)
+        goal = self._goal(target, z_um)
         if goal == self._at and self._reached is not None:
             return self._reached
         started_s = self.rig.clock.now_s()
@@ -244,6 +250,11 @@ class Mover:
         _add(timings_ms, "move", moved_s - started_s)
         _add(timings_ms, "settle", self._still_since_s - moved_s)
         return self._reached
+
+    def _goal(self, target: Target, z_um: float) -> Position:
+        limits, short_um = self.rig.stage.limits, self._backlash_um * (target.row % 2)
+        x_um = min(max(target.x_um - short_um, limits.x_min_um), limits.x_max_um) if short_um else target.x_um
+        return Position(x_um, target.y_um, z_um)
 
     def expose(self, timings_ms: dict[str, float]) -> Frame:
         """Take a frame where the stage stands.

@@ -289,3 +289,23 @@ def test_a_command_without_a_file_to_write_is_wrong_usage(monkeypatch, capsys):
     code, _, err = run_cli(monkeypatch, capsys, "--set", "stage.calibration=/nowhere/at/all.json", "backlash")
     assert code == 2
     assert "no such folder" in err
+
+
+def test_calibrated_backlash_is_made_up_for(tmp_path):
+    """Rows scanned from high x aim short by it: every tile is taken where it was planned."""
+    config = small_config(tmp_path, *EXACT, "sim.backlash_um=8", f'stage.calibration="{tmp_path / "stage.json"}"')
+    StageCalibration("now", 1.0, 20.0, None, (8.0, 8.0)).save(tmp_path / "stage.json")
+    scan = calibrated_scan(config, tmp_path / "scan")
+    truth = {tile.index: tile.truth for tile in scan.acquire()}
+    scan.close()
+    assert len(truth) == len(scan.plan)
+    for target in scan.plan:
+        assert truth[target.index].x_um == pytest.approx(target.x_um, abs=1e-6)
+        assert truth[target.index].y_um == pytest.approx(target.y_um, abs=1e-6)
+
+
+def test_backlash_within_the_error_of_the_stage_is_none(tmp_path):
+    config = small_config(tmp_path, *EXACT, "stage.error_um=2", f'stage.calibration="{tmp_path / "stage.json"}"')
+    StageCalibration("now", 1.0, 20.0, None, (1.5, 8.0)).save(tmp_path / "stage.json")
+    prepared = prepare(config, homed_rig(config), make_plan(config, REGION), tmp_path)
+    assert prepared.backlash_um == 0.0

@@ -30,10 +30,13 @@ class Prepared:
     ----------
     frame : MosaicFrame
     shading : Correction or None
+    backlash_um : float
+        In x, as calibrated; 0 where it is not, or within the stage's error.
     """
 
     frame: MosaicFrame
     shading: Correction | None = None
+    backlash_um: float = 0.0
 
 
 def prepare(
@@ -67,10 +70,11 @@ def prepare(
         try:
             flat = _flat(probe, plan, folder, journal)
             axes = _axes(probe, plan, journal)
+            backlash_um = _backlash_um(config, journal)
         finally:
             rig.illumination.off()
     shading = None if flat is None else correction(flat, balance=config.camera.white_balance == "auto")
-    return Prepared(frame_of(plan, axes), shading)
+    return Prepared(frame_of(plan, axes), shading, backlash_um)
 
 
 def bright_place(
@@ -149,6 +153,17 @@ def _axes(probe: Probe, plan: ScanPlan, journal: Journal) -> StageAxes | None:
     axes, why = _chosen_axes(probe, plan)
     journal.note("stage_axes", {"axes": asdict(axes) if axes else None, "source": why})
     return axes
+
+
+def _backlash_um(config: Config, journal: Journal) -> float:
+    """Return the backlash in x to make up for, from the journal if it was there already."""
+    if (noted := journal.noted("backlash_um")) is not None:
+        return float(noted)
+    calibration = named_stage_calibration(config)
+    found = calibration.backlash_um[0] if calibration and calibration.backlash_um else 0.0
+    counts = found if abs(found) > config.stage_error_um else 0.0
+    journal.note("backlash_um", counts)
+    return counts
 
 
 def _chosen_axes(probe: Probe, plan: ScanPlan) -> tuple[StageAxes | None, str]:

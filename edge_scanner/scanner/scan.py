@@ -93,7 +93,7 @@ class Scan(SlideBuild):
         )  # fmt: skip
         self.acquirer = Acquirer(
             rig, config, wait_if_paused=wait_if_paused, aborted=aborted, focus_lost=focus_lost, light_lost=light_lost,
-            shading=prepared.shading, bright=bright,
+            shading=prepared.shading, bright=bright, backlash_um=prepared.backlash_um,
         )  # fmt: skip
 
     def acquire(self) -> Iterator[Tile]:
