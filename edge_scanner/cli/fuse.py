@@ -65,10 +65,15 @@ def fuse(
 
 def segment(
     source: Path = typer.Argument(..., metavar="SRC.ome.zarr"),
-    model: Path = typer.Argument(..., metavar="MODEL.onnx"),
+    model: Path = typer.Argument(..., metavar="MODEL.onnx", help="A file, or `tissue`, which ships."),
     out: Path = typer.Argument(..., metavar="OUT.ome.zarr"),
     tile: int | None = typer.Option(None, "--tile", min=8, max=8192, help="Side of a tile, px; the model's, or 512."),
     overlap: int | None = typer.Option(None, "--overlap", min=0, help="Of tiles, px; a quarter of the tile."),
+    level: int | None = typer.Option(
+        None, "--level", min=0, help="Of the slide; the one for the model's pixel size, or 0."
+    ),
+    probabilities: bool = typer.Option(False, "--probabilities", help="Write a channel for each class, not labels."),
+    tissue_only: bool = typer.Option(False, "--tissue-only", help="Skip tiles without tissue."),
     scheduler: str | None = typer.Option(None, "--scheduler", metavar="ADDR", help="dask.distributed, tcp://…"),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing OUT."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
@@ -76,8 +81,8 @@ def segment(
     """Label a slide by an ONNX network, tile by tile without seams, as an OME-Zarr label image."""
     with _client(scheduler) as client, progress("segmenting", wanted=not as_json) as show:
         report = segment_slide(
-            source, model, out, tile_px=tile, overlap_px=overlap, overwrite=overwrite, client=client,
-            progress=lambda share: show(share, ""),
+            source, model, out, tile_px=tile, overlap_px=overlap, level=level, probabilities=probabilities,
+            tissue_only=tissue_only, overwrite=overwrite, client=client, progress=lambda share: show(share, ""),
         )  # fmt: skip
     if as_json:
         print_json(asdict(report))

@@ -23,7 +23,8 @@ class OnnxModel:
 
     Its input is (n, c, y, x) or (n, y, x, c), of floats (pixels divided by the largest value of their type) or of the
     pixels' own type; its output has the input's size in y and x. Metadata of the file that are used: `classes`, a JSON
-    list of names, and `output`, `probabilities` where outputs are not logits.
+    list of names; `output`, `probabilities` where outputs are not logits; `pixel_size_um`, for which it was trained;
+    `overlap_px`, that it needs.
 
     Parameters
     ----------
@@ -96,8 +97,11 @@ class OnnxModel:
         self.batch: int | None = taken[0] if isinstance(taken[0], int) and taken[0] > 0 else None
         self._input, self._kind = inputs[0].name, str(inputs[0].type)
         about = self._session.get_modelmeta().custom_metadata_map
-        self.threshold = 0.5 if about.get("output") == "probabilities" else 0.0
+        self.gives_probabilities = about.get("output") == "probabilities"
+        self.threshold = 0.5 if self.gives_probabilities else 0.0
         self.classes = _classes(about.get("classes", ""))
+        self.pixel_size_um = _positive(about.get("pixel_size_um", ""))
+        self.overlap_px = int(_positive(about.get("overlap_px", "")) or 0)
         outputs_last = given[1] if self._channels_first else given[3]
         self.outputs: int | None = outputs_last if isinstance(outputs_last, int) else None
 
@@ -125,6 +129,17 @@ class OnnxModel:
         size = self.batch or len(tiles)
         done = [self._run(tiles[k : k + size], size) for k in range(0, len(tiles), size)]
         return done[0] if len(done) == 1 else np.concatenate(done)
+
+    def probabilities(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the outputs, (y, x, k), as probabilities: of each class, or of the one that there is."""
+        if self.gives_probabilities:
+            return outputs.clip(0, 1)
+        if outputs.shape[-1] == 1:
+            likely: NDArray[np.float32] = 1 / (1 + np.exp(-outputs.clip(-80, 80)))
+            return likely
+        raised = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+        shares: NDArray[np.float32] = raised / raised.sum(axis=-1, keepdims=True)
+        return shares
 
     def _run(self, tiles: NDArray[Any], size: int) -> NDArray[Any]:
         count, height, width = tiles.shape[:3]
@@ -157,6 +172,14 @@ class OnnxModel:
 
 def _first(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _positive(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 < number < float("inf") else None
 
 
 def _classes(text: str) -> tuple[str, ...]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_scanner.errors import AbortedError, StoreError, UsageError
-from edge_scanner.geometry import Box
 from edge_scanner.seamless.labels import MOST_CLASSES, LabelWriter
+from edge_scanner.seamless.level import LevelReader, nearest_level
 from edge_scanner.seamless.onnx_model import OnnxModel
 from edge_scanner.seamless.plan import Plan, plan
 from edge_scanner.seamless.run import ModelError, run
+from edge_scanner.seamless.tissue import find_tissue, open_model
 from edge_scanner.store import SlideStore
-from edge_scanner.tile import Pixels
 
 TILE_PX = 512
 BATCH = 4
@@ -60,6 +58,9 @@ def segment(
     tile_px: int | None = None,
     overlap_px: int | None = None,
     overwrite: bool = False,
+    level: int | None = None,
+    probabilities: bool = False,
+    tissue_only: bool = False,
     client: Any = None,
     progress: Callable[[float], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -72,12 +73,20 @@ def segment(
 
     Parameters
     ----------
-    src, model_path, out : Path
+    src, out : Path
+    model_path : Path
+        `tissue`, where there is no such file, is the network that ships: background, tissue, pen.
     tile_px : int, optional
         The network's own, or 512.
     overlap_px : int, optional
         A quarter of the tile.
     overwrite : bool
+    level : int, optional
+        Of the slide; the one nearest to the pixel size that the network's file states, or 0.
+    probabilities : bool
+        Write an image of probabilities with a channel a class, 255 being certain, in place of labels.
+    tissue_only : bool
+        Skip tiles in which the shipped network sees no tissue; they are labelled 0.
     client : distributed.Client, optional
         Runs the network on its workers.
     progress : callable
@@ -95,24 +104,28 @@ def segment(
     began = time.perf_counter()
     if os.path.lexists(out) and not overwrite:
         raise UsageError(f"The output {out} exists.", "Give another name or --overwrite.")
-    source, model = SlideStore.open(src), OnnxModel(model_path)
-    level = source.levels[0]
+    source, model = SlideStore.open(src), open_model(model_path)
     if source.channels != model.channels:
         raise ModelError(
             f"The model takes {model.channels} channels; the slide has {source.channels}.", "Use another model."
         )
+    number = nearest_level(source, model) if level is None else level
+    if not 0 <= number < len(source.levels):
+        raise UsageError(f"The slide has no level {number}.", f"Its levels are 0 to {len(source.levels) - 1}.")
+    shape = source.levels[number].height_px, source.levels[number].width_px
     sides = tuple(tile_px or side or TILE_PX for side in model.tile)
-    laid = plan(
-        (level.height_px, level.width_px), sides, [side // 4 if overlap_px is None else overlap_px for side in sides]
-    )
+    shared = [model.overlap_px or side // 4 if overlap_px is None else overlap_px for side in sides]
+    laid = plan(shape, sides, shared, mask=find_tissue(source) if tissue_only else None)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     classes = _classes(model, model.outputs)
-    writer = LabelWriter(partial, source, classes, by_columns=laid.by_columns)
-    counts = _Counts(laid, writer, model.threshold, len(classes), progress, cancelled)
+    writer = LabelWriter(
+        partial, source, classes, by_columns=laid.by_columns, level=number, probabilities=probabilities
+    )
+    counts = _Counts(laid, writer, model, len(classes), probabilities, progress, cancelled)
     try:
         apply = model if client is None else _remote(client, model)
-        run(laid, apply, _Reader(source).read, counts.write, batch=BATCH, prefetch=PREFETCH)
+        run(laid, apply, LevelReader(source, number).read, counts.write, batch=BATCH, prefetch=PREFETCH)
         writer.finish()
         if out.is_dir():
             shutil.rmtree(out)
@@ -121,7 +134,7 @@ def segment(
         raise StoreError(f"{out} cannot be written ({error.strerror}).", "Check the path and the space.") from error
     finally:
         writer.discard()
-    shares = counts.pixels / (level.height_px * level.width_px)
+    shares = counts.shares
     named = {name: round(float(share), 6) for name, share in zip(classes, shares, strict=True)}
     wall_s = round(time.perf_counter() - began, 3)
     return SegmentReport(len(laid.tiles), named, round(laid.held_fraction, 6), model.providers, wall_s)
@@ -153,59 +166,35 @@ class _Counts:
         self,
         laid: Plan,
         writer: LabelWriter,
-        threshold: float,
+        model: OnnxModel,
         classes: int,
+        probabilities: bool,
         progress: Callable[[float], None],
         cancelled: Callable[[], bool],
     ) -> None:
-        self._writer, self._threshold, self._progress, self._cancelled = writer, threshold, progress, cancelled
+        self._writer, self._model, self._progress, self._cancelled = writer, model, progress, cancelled
+        self._probabilities = probabilities
         self._total = laid.rows.length * laid.cols.length
-        self.pixels = np.zeros(classes, np.int64)
+        self._pixels = np.zeros(classes, np.int64)
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Of all pixels, of each class; what was skipped is of the first."""
+        pixels = self._pixels.copy()
+        pixels[0] += self._total - pixels.sum()
+        return pixels / self._total
 
     def write(self, y0: int, x0: int, values: NDArray[Any]) -> None:
         if self._cancelled():
             raise AbortedError("The segmentation was cancelled.")
-        chosen = values[..., 0] > self._threshold if values.shape[2] == 1 else values.argmax(axis=2)
+        chosen = values[..., 0] > self._model.threshold if values.shape[2] == 1 else values.argmax(axis=2)
         labels = chosen.astype(np.uint8)
-        self.pixels += np.bincount(labels.ravel(), minlength=len(self.pixels))
-        self._writer.write(y0, x0, labels)
-        self._progress(float(self.pixels.sum()) / self._total)
+        self._pixels += np.bincount(labels.ravel(), minlength=len(self._pixels))
+        self._writer.write(y0, x0, self._certainty(values) if self._probabilities else labels)
+        self._progress(float(self._pixels.sum()) / self._total)
 
-
-class _Reader:
-    """Boxes of a slide, each chunk decoded about once; any thread.
-
-    Memory bound: two lines of chunks along the shorter side.
-    """
-
-    def __init__(self, store: SlideStore) -> None:
-        self._store = store
-        level = store.levels[0]
-        self._box = Box(0, 0, level.height_px, level.width_px)
-        self._most = 2 * min(level.rows, level.cols) + 8
-        self._chunks: OrderedDict[tuple[int, int], Pixels] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def read(self, y0: int, y1: int, x0: int, x1: int) -> Pixels:
-        t, box = self._store.chunk_px, Box(y0, x0, y1, x1)
-        out = np.empty((box.height, box.width, self._store.channels), self._store.dtype)
-        for row in range(y0 // t, -(-y1 // t)):
-            for col in range(x0 // t, -(-x1 // t)):
-                whole = Box(row * t, col * t, (row + 1) * t, (col + 1) * t)
-                part = whole.intersect(box)
-                from_chunk, to = part.shifted(-whole.y0, -whole.x0), part.shifted(-y0, -x0)
-                pixels = self._chunk(row, col, whole.intersect(self._box))
-                out[to.y0 : to.y1, to.x0 : to.x1] = pixels[from_chunk.y0 : from_chunk.y1, from_chunk.x0 : from_chunk.x1]
-        return out
-
-    def _chunk(self, row: int, col: int, box: Box) -> Pixels:
-        with self._lock:
-            if (kept := self._chunks.get((row, col))) is not None:
-                self._chunks.move_to_end((row, col))
-                return kept
-        pixels = self._store.read(0, box)
-        with self._lock:
-            self._chunks[row, col] = pixels
-            while len(self._chunks) > self._most:
-                self._chunks.popitem(last=False)
-        return pixels
+    def _certainty(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        shares = self._model.probabilities(values)
+        if shares.shape[2] == 1:  # of two classes, one is told
+            shares = np.concatenate([1 - shares, shares], axis=2)
+        return (shares * 255).round().astype(np.uint8)

@@ -1,0 +1,1 @@
+"""The network that tells tissue from glass and pen: scenes with their truth, the net, training. Needs `[train]`."""
