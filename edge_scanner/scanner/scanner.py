@@ -89,11 +89,11 @@ class Scanner:
         self._archive.prepare()
         try:
             self._identities = {"stage": self._rig.stage.open(), "camera": self._rig.camera.open()}
+            self._rig.illumination.off()
         except BaseException:
             self._rig.stage.close()
             self._rig.camera.close()
             raise
-        self._rig.illumination.off()
         self._engine.start()
         self._thread.start()
         self._machine.advance(State.IDLE)
