@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import pymmcore
-from pymmcore_plus import find_micromanager
 
 from edge_scanner.devices.clock import Clock
 from edge_scanner.devices.serial_line import SerialLine
@@ -37,7 +37,7 @@ class Core:
             When Micro-Manager is not there or cannot load the devices.
         """
         if self.mm is None:
-            folder = find_micromanager()
+            folder = _adapters()
             if folder is None:
                 raise DeviceError("Micro-Manager's adapters are not found.", "Set MICROMANAGER_PATH to their folder.")
             self.mm = pymmcore.CMMCore()
@@ -125,6 +125,16 @@ class CoreLine(SerialLine):
                     failed = str(error)
         if failed:
             raise DeviceError(f"An axis does not halt ({failed}).", "Cut its power if it moves.")
+
+
+def _adapters() -> str | None:
+    """Return the folder of the adapters: MICROMANAGER_PATH, or where pymmcore-plus finds them."""
+    if named_folder := os.environ.get("MICROMANAGER_PATH"):
+        return named_folder
+    from pymmcore_plus import find_micromanager  # only now: on import it opens a log file below the home folder
+
+    found: str | None = find_micromanager()
+    return found
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from edge_scanner.devices.camera import Camera, PixelFormat
 from edge_scanner.devices.clock import Clock
 from edge_scanner.errors import DeviceError
 from edge_scanner.tile import Frame
+
+_log = logging.getLogger(__name__)
 
 RETRY_S = 0.25
 
@@ -75,7 +78,8 @@ class ReconnectingCamera(Camera):
             self._reconnect()
         try:
             return self._expose(next(self._numbers))
-        except BaseException:
+        except BaseException as error:
+            _log.warning("The camera is connected anew before the next frame: %s", error)
             self._drop()
             raise
 
@@ -102,6 +106,7 @@ class ReconnectingCamera(Camera):
             raise DeviceError(
                 f"There is now {identity!r} instead of {self._identity!r}.", "Check the cables, or restart."
             )
+        _log.info("The camera is back: %s", identity)
 
     def _drop(self, lost: bool = True) -> None:
         self._connected = False
