@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: demo test lint bench survive enospc service service-test arm64-test fuzz hil powercut endure clean
+.PHONY: demo test lint bench survive enospc service service-test arm64-test fuzz hil powercut endure train-smoke clean
 
 demo: $(VENV)/.demo
 	$(BIN)/edge-scanner demo --out out
@@ -27,6 +27,10 @@ survive: $(VENV)/.test
 # Needs root; mounts a small file system.
 enospc: $(VENV)/.test
 	$(BIN)/python tests/enospc.py --record tests/records/enospc.md
+
+# A tiny model rendered, trained, exported and compared with ONNX Runtime; PyTorch has an environment of its own.
+train-smoke: $(VENV)-train/.train
+	$(VENV)-train/bin/python -m pytest tests/test_model_train.py
 
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/service/fuzz.py --record tests/records/fuzz.md
@@ -62,5 +66,10 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[cpu,test,readers,peers]'
 	touch $@ $(VENV)/.demo
 
+$(VENV)-train/.train: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-train
+	$(VENV)-train/bin/pip install --quiet --disable-pip-version-check -e '.[cpu,train,test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) out build dist
+	rm -rf $(VENV) $(VENV)-train out build dist
