@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ from typing import Any
 HEAD = """# Memory
 
 The daemon scans large slides in a memory control group, on a slow disk too. Written by `make endure`;
-`tests/endure/endure.py` says how. Tiles of 2448 x 2048 px, JPEG, stage error 0.5 um, simulator (which lives in the
-daemon, specimen and all) on the virtual clock; {cpus} cores, shared with other work, so times are coarse.
+`tests/endure/endure.py` says how. Tiles of 2448 x 2048 px, JPEG, simulator (which lives in the
+daemon, specimen and all: about 80 MiB) on the virtual clock; {cpus} cores, shared with other work, so that times say
+little.
 
 | | {names} |
 |---|{rules}
 """
 TAIL = """
 Children: the export, in a process of its own within the same group. Charged to the group: page cache too, which the
-kernel takes back when it must. The plots are the reports' own: {plots}.
+kernel takes back when it must. Late: a thread that overran what the watchdog allows it. The plots are the reports' own:
+{plots}.
 """
 
 Told = dict[str, Any]
@@ -41,9 +44,16 @@ def page(path: Path, known: dict[str, Told]) -> str:
     """Return the record as Markdown."""
     lines = [HEAD.format(cpus=os.cpu_count(), names=" | ".join(known), rules="---|" * len(known)).rstrip("\n")]
     for label, shown in ROWS:
-        lines.append(f"| {label} | {' | '.join(shown(told) for told in known.values())} |")
-    plots = [f"[{name}]({path.stem}-{name}.svg)" for name in known]
+        lines.append(f"| {label} | {' | '.join(_cell(shown, told) for told in known.values())} |")
+    plots = [f"[{p.stem.split('-', 1)[1]}]({p.name})" for p in sorted(path.parent.glob(f"{path.stem}-*.svg"))]
     return "\n".join(lines) + "\n" + TAIL.format(plots=", ".join(plots))
+
+
+def _cell(shown: Callable[[Told], str], told: Told) -> str:
+    try:
+        return shown(told)
+    except KeyError:  # a case of an earlier version of this lane
+        return "not noted"
 
 
 def _own(told: Told) -> str:
@@ -72,5 +82,6 @@ ROWS = (
     ("time, s; CPU, s", lambda t: f"{t['wall_s']:.0f}; {t['cpu_s']}"),
     ("slowest answer to `status`, s", lambda t: str(t["answer_s"])),
     ("times a thread was late for the watchdog", lambda t: str(t["hungry"])),
+    ("note", lambda t: t.get("note", "-")),
     ("place against the truth p95, px; PSNR, dB", lambda t: f"{t['truth_px_p95']}; {t['psnr_db']}"),
 )  # fmt: skip
