@@ -19,19 +19,13 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TOOLS = ("qemu-aarch64-static", "mmdebstrap", "unshare", "chroot")
-PACKAGES = "python3,python3-venv"
-BINFMT = Path("/proc/sys/fs/binfmt_misc")
-FORMAT = Path("/usr/lib/binfmt.d/qemu-aarch64.conf")
-PARTS = ("tests", "deploy", "systemd", "pyproject.toml")
-"""What the tests read beside the installed package; the package itself stays outside, so that only the wheel is run."""
+from root import REPOSITORY, TOOLS, Root, emulation
+
 CONTRACT = (
     "test_board.py", "test_config.py", "test_control_client.py", "test_control_events.py", "test_control_server.py",
     "test_curve.py", "test_device_contract.py", "test_drivers_bytes.py", "test_drivers_faults.py",
@@ -53,16 +47,6 @@ LEFT_OUT = {
     "test_survive.py": "strace cannot trace an emulated program",
 }
 """Everything else in `tests/` is a unit test."""
-PLATFORMS = ("manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in range(17, 37)))
-"""Wheels that run with glibc 2.36, Debian 12's."""
-ENTER = """
-set -e
-mount -t proc proc {root}/proc
-mount --rbind /dev {root}/dev
-mount -t tmpfs tmpfs {root}/tmp
-mount --bind {wheels} {root}/mnt
-exec chroot {root} /usr/bin/env -C /src "$@"
-"""
 SCAN = (
     "--width-mm", "0.8", "--height-mm", "0.6", "--set", "camera.width_px=612", "--set", "camera.height_px=512",
     "--set", "sim.tissue_width_mm=1.0", "--set", "sim.tissue_height_mm=0.8",
@@ -79,52 +63,6 @@ print(json.dumps({"machine": platform.machine(), "python": platform.python_versi
     "from": edge_scanner.__file__, "numpy": numpy.__version__, "zarr": zarr.__version__,
     "onnxruntime": onnxruntime.__version__}))
 """
-
-
-class Root:
-    """A Debian root for aarch64 with the project in `/venv` and its tests in `/src`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root, self.wheels = folder / "base", folder / "wheels"
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def prepare(self) -> None:
-        if not self.root.is_dir():
-            call("mmdebstrap", "--arch=arm64", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(self.root))
-        source = self.root / "src"
-        shutil.rmtree(source, ignore_errors=True)
-        source.mkdir()
-        for name in PARTS:
-            call("cp", "-a", str(REPOSITORY / name), str(source))
-
-    def fetch(self) -> str:
-        """Build the project's wheel, fetch those that it needs, and return the former's name."""
-        shutil.rmtree(self.wheels, ignore_errors=True)
-        pip = (sys.executable, "-m", "pip")
-        call(*pip, "wheel", "-qq", "--no-deps", "-w", str(self.wheels), str(REPOSITORY))
-        [wheel] = self.wheels.glob("edge_scanner-*.whl")
-        platforms = [word for name in PLATFORMS for word in ("--platform", name)]
-        only = ("--only-binary=:all:", "--python-version", "3.11", *platforms)
-        call(*pip, "download", "-qq", *only, "-d", str(self.wheels), f"{wheel}[cpu,test]")
-        return wheel.name
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in the root, in mounts of its own that end with it."""
-        script = ENTER.format(root=self.root, wheels=self.wheels)
-        own = {
-            "PATH": "/venv/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root",
-            "PYTHONDONTWRITEBYTECODE": "",
-        }  # fmt: skip
-        return subprocess.run(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *command],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **own},
-        )  # fmt: skip
-
-    def sh(self, *command: str) -> str:
-        done = self.run(*command)
-        if done.returncode:
-            raise AssertionError(f"{' '.join(command)}: {done.returncode}\n{done.stdout[-4000:]}")
-        return done.stdout.strip()
 
 
 @dataclass
@@ -221,26 +159,6 @@ STEPS = {
     "integration": "integration tests",
     "unit": "unit tests",
 }
-
-
-@contextmanager
-def emulation() -> Iterator[None]:
-    """Let the kernel run aarch64 programs, unless it does already."""
-    if not (BINFMT / "register").exists():
-        call("mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT))
-    entry = BINFMT / "qemu-aarch64"
-    if entry.exists():
-        yield
-        return
-    (BINFMT / "register").write_bytes(FORMAT.read_bytes())
-    try:
-        yield
-    finally:
-        entry.write_text("-1")
-
-
-def call(*command: str) -> None:
-    subprocess.run(command, check=True)
 
 
 def check(true: object, seen: object) -> None:
