@@ -24,6 +24,7 @@ from edge_scanner.register.pairwise import NO_MATCH, Match, match
 from edge_scanner.report.quality import measure
 from edge_scanner.scanner.build import SlideBuild
 from edge_scanner.scanner.scan import run_nested
+from edge_scanner.store import open as open_store
 from edge_scanner.tile import Verdict
 
 SMALL = {"tile": (256, 256), "overlap_px": 48, "stage_error_px": 2.0}
@@ -168,6 +169,22 @@ def test_registration_offline_solves_the_same_gains(tmp_path):
     assert found is not None
     assert np.abs(np.array(found) - tiles.gains).max() < 0.003
     assert align(tiles, case.stage_error_px, 10**8).gains is None
+
+
+def test_fusing_with_registration_levels_what_is_in_colour(tmp_path):
+    case = flickering()
+    made = build(case, tmp_path, "kept", "mosaic.gain=off")
+    run_nested(made)
+    off = spread(made, case)
+    made.close()
+    tiles = open_source(made.folder)
+    assert set(tiles.gains) == {1.0}
+    for level, name in ((None, "even"), (False, "as-they-are")):
+        fuse_slide(tiles, tmp_path / name, register=True, stage_error_px=case.stage_error_px, level=level)
+    made.store = open_store(tmp_path / "even")
+    assert spread(made, case) < 0.3 * off
+    made.store = open_store(tmp_path / "as-they-are")
+    assert spread(made, case) > 0.8 * off
 
 
 @given(gain=st.floats(0.8, 1.25), dtype=st.sampled_from(["uint8", "uint16"]))
