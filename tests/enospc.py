@@ -146,7 +146,7 @@ class Lane:
         }
         shutil.rmtree(self._disk / scan_id)
         done, wrongs = f"{seen['done']} of {seen['tiles']}", "; ".join(why for why, so in wrong.items() if so)
-        return Seen(point, became, done, told["message"], self._slowest_s, wrongs)
+        return Seen(point, became, done, told["message"].replace(f"{self._disk}/", ""), self._slowest_s, wrongs)
 
     def _begin(self) -> str:
         self._client.home()
