@@ -84,8 +84,10 @@ def test_the_contracts(demo, more):
     assert [c for c in results if not c.ok] == []
 
 
-def test_a_scan_gives_the_picture_that_the_camera_has_of_the_whole(demo, tmp_path):
-    config = demo_config(BEADS, "scan.overlap=0.2", "focus.z_start_um=6", "storage.reserve_mb=0")
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_scan_gives_the_picture_that_the_camera_has_of_the_whole(demo, tmp_path, bits):
+    beads = BEADS.replace("[", f'["PixelType={bits}bit", ')
+    config = demo_config(beads, f"camera.bits={bits}", "scan.overlap=0.2", "focus.z_start_um=6", "storage.reserve_mb=0")
     scan = calibrated_scan(config, tmp_path / "scan", region=(0.0, 0.0, 0.7, 0.45))
     run_nested(scan)
     records = list(scan.records.all())
