@@ -75,6 +75,8 @@ def test_what_joins_late_is_settled(scanned, case, tmp_path):
     fuse_slide(open_source(scanned.folder), tmp_path / "slide.ome.zarr")
     for a, b in zip(levels_of(scanned.folder), levels_of(tmp_path), strict=True):
         assert np.array_equal(a, b), "the journal has the settled places"
+    scanned.commit()
+    assert np.array_equal(levels_of(scanned.folder)[0], after), "nothing of the old store is written into the new one"
     settling.discard(scanned.folder)
     assert not (scanned.folder / "settling").exists()
 
