@@ -192,8 +192,8 @@ def _mix(first: Pixels, second: Pixels, weight: NDArray[np.float32], other: NDAr
     only.
     """
     if first.dtype.kind != "f" and first.shape[2] <= 4:
-        mixed = cv2.blendLinear(first.astype(np.float32), second.astype(np.float32), weight, other)
-        return typed(mixed.reshape(first.shape), first.dtype)
+        a, b = (p if p.dtype == np.uint8 else p.astype(np.float32) for p in (first, second))
+        return typed(cv2.blendLinear(a, b, weight, other).reshape(first.shape), first.dtype)
     share = (other / (weight + other))[..., None]
     start = first.astype(np.float32)
     return typed(start + (second - start) * share, first.dtype)

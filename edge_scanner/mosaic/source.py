@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -81,25 +82,31 @@ def resampled(source: Source, part: Box) -> Pixels:
     grown = inner.grown(TAPS // 2).intersect(Box(0, 0, source.box.height, source.box.width))
     pixels = source.crop(grown)
     top, left = inner.y0 - grown.y0, inner.x0 - grown.x0
-    taps = (cubic_taps(dx), cubic_taps(dy))
-    shifted = cv2.sepFilter2D(np.ascontiguousarray(pixels), cv2.CV_32F, *taps, borderType=cv2.BORDER_REPLICATE)
+    (taps_x, at_x), (taps_y, at_y) = cubic_taps(dx), cubic_taps(dy)
+    shifted = cv2.sepFilter2D(
+        np.ascontiguousarray(pixels), cv2.CV_32F, taps_x, taps_y, anchor=(at_x, at_y), borderType=cv2.BORDER_REPLICATE
+    )
     moved = shifted.reshape(pixels.shape)[top : top + inner.height, left : left + inner.width]
     return typed(moved, pixels.dtype)
 
 
-def cubic_taps(shift: float) -> NDArray[np.float32]:
-    """Return the five taps (one of them zero) that move an image by `shift` px, -0.5..0.5, towards larger indices."""
-    offsets = np.arange(-2, 3, dtype=np.float64)
+@lru_cache(maxsize=1024)
+def cubic_taps(shift: float) -> tuple[NDArray[np.float32], int]:
+    """Return the four taps that move an image by `shift` px, -0.5..0.5, towards larger indices, and their anchor."""
+    offsets = np.arange(-2, 2, dtype=np.float64) + (shift <= 0)
     d = np.abs(offsets + shift)
     near = 1.5 * d**3 - 2.5 * d**2 + 1
     far = -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
     taps = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
     normalised: NDArray[np.float32] = (taps / taps.sum()).astype(np.float32)
-    return normalised
+    normalised.flags.writeable = False
+    return normalised, 1 if shift <= 0 else 2
 
 
 def typed(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Pixels:
     """Return averages in the tiles' type: rounded to even and clipped to its range where that is of integers."""
+    if values.dtype == dtype:
+        return values
     depth = {"|u1": cv2.CV_8U, "<u2": cv2.CV_16U}.get(dtype.str)
     if depth is None:
         return values.astype(dtype)

@@ -41,6 +41,7 @@ from edge_scanner.tile import Tile, Verdict
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
 OTHERS = {"ashlar": "ashlar", "multiview-stitcher": "multiview-stitcher", "m2stitch": "m2stitch"}
 COSTS = ("register CPU s", "fuse + pyramid s", "fuse CPU s")
+LONGEST_S = 360
 QUIET = {"MPLBACKEND": "Agg", "PYTHONWARNINGS": "ignore"}
 DECODED: list[str] = []
 COLUMNS = (
@@ -111,7 +112,13 @@ OURS = {"offline": offline, "online": online, "fused": fused}
 
 
 def apart(command: list[str]) -> dict:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | QUIET)
+    """Run in a process of its own; return what its last line says, or why there is nothing."""
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, env=os.environ | QUIET, timeout=LONGEST_S
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {LONGEST_S} s"}
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["?"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
