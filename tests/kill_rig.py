@@ -55,6 +55,10 @@ class Durable:
     def __le__(self, later: Durable) -> bool:
         return self.tiles <= later.tiles and self.chunks <= later.chunks
 
+    def without(self, earlier: Durable) -> str:
+        """Return how much this lacks of an earlier one."""
+        return f"{len(earlier.tiles - self.tiles)} tiles, {len(earlier.chunks - self.chunks)} chunks"
+
     @classmethod
     def of(cls, folder: Path) -> Durable:
         """Read a copy of the journal: the files stay as the kill left them."""
