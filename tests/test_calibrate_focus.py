@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ from edge_scanner.focus.consensus import Consensus
 from edge_scanner.focus.model import SHIPPED, ModelFile
 from edge_scanner.plan import ScanRegion
 from edge_scanner.tile import Frame
+from hil_sim import bench, scenario
+from hil_sim.daemon import settings
 
 REGION = ScanRegion(0.5, 0.5, 3.0, 2.0)
 Z_UM = np.linspace(-6, 6, 13)
@@ -74,11 +77,11 @@ def blue_first(_: int, frame: Frame) -> Frame:
     return replace(frame, pixels=np.ascontiguousarray(frame.pixels[..., ::-1]))
 
 
-def probe_of(settings: Config, *, bgr: bool = False) -> Probe:
-    rig = build_rig(settings)
+def probe_of(instrument: Config, *, bgr: bool = False) -> Probe:
+    rig = build_rig(instrument)
     rig = replace(rig, camera=Wire(rig.camera, blue_first)) if bgr else rig
     rig.stage.open(), rig.camera.open(), rig.stage.home(), rig.illumination.on()
-    return Probe(rig, settings)
+    return Probe(rig, instrument)
 
 
 FLAT = "sim.surface=false"
@@ -88,14 +91,14 @@ FLAT = "sim.surface=false"
 def test_an_instrument_unlike_the_trained_one_is_put_right(tmp_path, bgr, optics):
     """Blue comes first, or all is mirrored in z, which is blue first and a stage that counts the other way."""
     pytest.importorskip("onnxruntime", reason="learned focus needs the extra [cpu]")
-    settings = config(FLAT, *optics)
-    probe = probe_of(settings, bgr=bgr)
+    instrument = config(FLAT, *optics)
+    probe = probe_of(instrument, bgr=bgr)
     found = measure_focus(probe, REGION)
     assert (found.swapped, found.line.gain < 0) == (True, not bgr)
     assert abs(found.line.gain) == pytest.approx(1, abs=0.1)
     found.save(tmp_path / "focus.json")
     right = Estimator(config(FLAT, *optics, f'focus.calibration="{tmp_path}/focus.json"'))
-    assert_better(right, Estimator(settings), probe)
+    assert_better(right, Estimator(instrument), probe)
 
 
 def assert_better(calibrated: Estimator, plain: Estimator, probe: Probe) -> None:
@@ -108,8 +111,8 @@ def assert_better(calibrated: Estimator, plain: Estimator, probe: Probe) -> None
     assert np.mean(off[0]) < 0.7 * np.mean(off[1])
 
 
-def some(settings: Config) -> FocusCalibration:
-    optics = settings.optics
+def some(instrument: Config) -> FocusCalibration:
+    optics = instrument.optics
     sha256 = ModelFile.open("").sha256
     na = optics.numerical_aperture
     return FocusCalibration(
@@ -118,17 +121,17 @@ def some(settings: Config) -> FocusCalibration:
 
 
 def test_a_calibration_reads_back_and_serves_no_other_objective_or_model(tmp_path):
-    settings, path = config(), tmp_path / "focus.json"
+    instrument, path = config(), tmp_path / "focus.json"
     named = config(f'focus.calibration="{path}"')
     with pytest.raises(SourceError, match="There is no focus calibration"):
         check_focus(named)
-    some(settings).save(path)
-    assert named_focus_calibration(named, ModelFile.open("")) == some(settings)
+    some(instrument).save(path)
+    assert named_focus_calibration(named, ModelFile.open("")) == some(instrument)
     assert check_focus(named) == "measured then"
     for other in ("optics.numerical_aperture=0.78", "optics.pixel_size_um=0.4", "optics.magnification=40"):
         with pytest.raises(SourceError, match=other.split("=")[0].split(".")[1]):
             check_focus(config(f'focus.calibration="{path}"', other))
-    replace(some(settings), model_sha256="0" * 64).save(path)
+    replace(some(instrument), model_sha256="0" * 64).save(path)
     with pytest.raises(SourceError, match="another focus model"):
         ModelFocus(named)
 
@@ -152,22 +155,34 @@ def test_an_objective_the_card_does_not_name_is_refused_everywhere_but_in_evalua
     assert check_focus(low.model_copy(update={"focus": config().focus.model_copy(update={"mode": "classical"})}))
 
 
-def test_the_command_writes_the_file_that_the_configuration_names(tmp_path, monkeypatch, capsys):
+ZERO = "sim.spherical_waves=0.2"
+"""What is sharpest lies half a micrometre from where the network was taught."""
+
+
+def test_the_command_writes_the_file_on_hardware_in_the_loop(tmp_path, monkeypatch, capsys):
+    """The real driver on an emulated controller, the camera a process of its own; the file serves the simulator too."""
     pytest.importorskip("onnxruntime", reason="learned focus needs the extra [cpu]")
-    path = tmp_path / "focus.json"
+    path, bench_folder = tmp_path / "focus.json", tmp_path / "b"
     path.write_text("what was there before does not matter")
-    zero = "sim.spherical_waves=0.2"  # what is sharpest lies half a micrometre from where the network was taught
-    given_ = ["--set", "camera.width_px=512", "--set", "camera.height_px=512", "--set", FLAT, "--set", zero, "--json"]
-    code, out, err = run_cli(monkeypatch, capsys, *given_, "--set", f"focus.calibration={path}", "focus")
+    bench_folder.mkdir()
+    case = scenario.load(Path(scenario.__file__).parent / "scenarios" / "grbl.toml")
+    ours = ["camera.width_px=512", "camera.height_px=512", "optics.pixel_size_um=0.5", "sim.seed=41", FLAT, ZERO]
+    given_ = [*settings(case, bench_folder, tmp_path / "out"), *ours, "sim.tissue_width_mm=2", "sim.tissue_height_mm=2"]
+    words = ["--json", "--width-mm", "2", "--height-mm", "2", *(word for text in given_ for word in ("--set", text))]
+    with bench.emulator(case.stage, bench_folder), bench.camera(load(None, given_), bench_folder):
+        code, out, err = run_cli(monkeypatch, capsys, *words, "--set", f"focus.calibration={path}", "focus")
     assert code == 0, err
     told = json.loads(out)
     assert (told["swapped"], told["frames"]) == (False, 36)
     assert told["offset_um"] < -0.3
     assert told["residual_um"] < 0.94
-    named = config(FLAT, zero, f'focus.calibration="{path}"')
+    named = config(FLAT, ZERO, f'focus.calibration="{path}"')
     assert check_focus(named).startswith("measured 20")
     assert_better(Estimator(named), Estimator(config()), probe_of(named))
-    code, out, err = run_cli(monkeypatch, capsys, *given_, "focus")
+
+
+def test_without_a_file_to_write_the_command_is_wrong_usage(monkeypatch, capsys):
+    code, out, err = run_cli(monkeypatch, capsys, "focus")
     assert (code, out) == (2, "")
     assert "focus.calibration" in err
 

@@ -12,6 +12,8 @@ from edge_scanner.devices.rig import build_rig
 from edge_scanner.errors import SourceError
 from edge_scanner.focus.autofocus import Estimator, ModelFocus
 from edge_scanner.focus.evaluate import answers, summary
+from edge_scanner.focus.model import SHIPPED
+from edge_scanner.focus.samples import choose, cut
 from edge_scanner.geometry import Position
 from edge_scanner.plan import ScanPlan, ScanRegion
 from edge_scanner.sim.optics import Objective
@@ -67,6 +69,21 @@ def test_exposure_and_bit_depth_mean_little(estimator, scene):
     plain = estimator.judge(pixels).dz_um
     assert estimator.judge((pixels * 0.8).astype(np.uint8)).dz_um == pytest.approx(plain, abs=0.15)
     assert estimator.judge(pixels.astype(np.uint16) * 257).dz_um == pytest.approx(plain, abs=1e-3)
+
+
+def test_half_precision_moves_no_sure_patch_by_a_twentieth_of_a_micrometre(estimator, scene):
+    onnx = pytest.importorskip("onnx", reason="the network is halved with onnx, of the extra [train]")
+    ort = pytest.importorskip("onnxruntime")
+    half = pytest.importorskip("onnxruntime.transformers.float16").convert_float_to_float16
+    session = ort.InferenceSession(
+        half(onnx.load(SHIPPED), keep_io_types=True).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    frames = [scene.snap(z).pixels for z in (-9.0, -5.0, -1.0, 0.0, 2.0, 6.0)]
+    patches = np.concatenate([cut(pixels, choose(pixels, 256, 1), 256) for pixels in frames])
+    dz_um, sigma_um = estimator.model(patches)
+    assert (sigma_um < 0.5).all()
+    halved = session.run(["dz_um"], {"patches": patches})[0]
+    assert 0 < np.abs(halved - dz_um).max() <= 0.05
 
 
 def test_turned_and_mirrored_tissue_is_as_far_from_focus(estimator, scene):
