@@ -24,7 +24,7 @@ def levelled(pixels: Pixels, gain: float) -> Pixels:
         return scaled
     table = _table(pixels.dtype.name, gain)
     if pixels.dtype == np.uint8:
-        return np.asarray(cv2.LUT(np.ascontiguousarray(pixels), table)).reshape(pixels.shape)
+        return np.asarray(cv2.LUT(pixels, table)).reshape(pixels.shape)
     return table[pixels]
 
 
