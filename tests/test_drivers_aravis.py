@@ -114,9 +114,9 @@ def test_frames_with_missing_packets_are_taken_again(peer):
 
 def test_a_camera_that_only_gives_damaged_frames_is_an_error(peer):
     peer("-r", "500")
-    device = camera("camera.timeout_s=1")
+    device = opened("camera.timeout_s=1")
     with pytest.raises(DeviceError, match="no whole frame"):
-        opened("camera.timeout_s=1").snap()
+        device.snap()
     device.close()
 
 
