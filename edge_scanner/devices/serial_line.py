@@ -12,7 +12,8 @@ import serial
 from edge_scanner.devices.clock import Clock
 from edge_scanner.errors import DeviceError, EmergencyStopError
 
-WRITE_TIMEOUT_S = 0.25
+WRITE_TIMEOUT_S = 1.0
+"""Also bounds how long this process may be kept from the processor in mid-write, which pyserial takes for the same."""
 BY_ID = Path("/dev/serial/by-id")
 
 _SLICE_S = 0.02

@@ -23,9 +23,10 @@ REGION = {"x_mm": 0.0, "y_mm": 0.0, "width_mm": 3.0, "height_mm": 3.0}
 
 
 def until(client, *states):
-    while (status := client.status())["state"] not in states:
+    while (status := client.status())["state"] not in (*states, "FAULT"):
         time.sleep(0.005)
-    return status
+    if status["state"] not in states:
+        raise RuntimeError(f"the daemon failed: {status['fault']}")
 
 
 def measure(protocol: str, instants: int, folder: Path) -> tuple[list[float], float]:
@@ -43,7 +44,7 @@ def measure(protocol: str, instants: int, folder: Path) -> tuple[list[float], fl
                 until(client, "IDLE")
                 client.scan(**REGION)
             if during == "SCANNING":
-                until(client, "SCANNING", "FAULT")
+                until(client, "SCANNING")
             time.sleep(dice.uniform(0.0, 0.3 if during == "HOMING" else 0.8))
             stage.ask("heard")  # from here on
             asked_s = time.monotonic()
