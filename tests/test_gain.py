@@ -231,11 +231,23 @@ def test_strips_that_cannot_tell_the_light_tell_nothing():
 
 def test_gains_draw_back_to_one_and_keep_what_is_settled():
     step = Match(0.0, 0.0, 0.01, 1.0, 1.0, log_ratio=0.01, log_sigma=1e-3)
-    row = gains(range(3), {}, {(0, 1): step, (1, 2): step})
+    row = gains(range(3), [0] * 3, {}, {(0, 1): step, (1, 2): step})
     assert np.allclose(row, [1.01, 1.0, 0.99], atol=2e-3)
-    assert gains(range(2), {0: 1.05}, {(0, 1): step})[0] == pytest.approx(1.05)
-    assert gains(range(2), {0: 1.05}, {(0, 1): step})[1] == pytest.approx(1.05 / 1.01, abs=1e-3)
-    assert gains(range(2), {}, {}) == [1.0, 1.0]
+    first, second = gains(range(2), [0, 0], {0: 1.05}, {(0, 1): step})
+    assert (first, second) == (pytest.approx(1.05), pytest.approx(1.05 / 1.01, abs=1e-3))
+    assert gains(range(2), [0, 1], {}, {}) == [1.0, 1.0]
+
+
+def test_light_that_falls_askew_makes_no_ramp():
+    """The same ratio everywhere along an axis is shading that nobody corrected; the lamp of one tile is still found."""
+    case = scene(5, 6, seed=25, **SMALL)
+    x = np.linspace(0.98, 1.02, 256)[None, :, None]
+    tiles = [replace(t, pixels=np.rint(t.pixels * x * (0.97 if t.index == 14 else 1)).clip(0, 255).astype(np.uint8))
+             for t in case.tiles]  # fmt: skip
+    placed = replace(case, tiles=tiles).run(level=True)[1]
+    found = np.array([t.gain for t in placed])
+    assert found[14] == pytest.approx(1 / 0.97, abs=0.005)
+    assert np.abs(np.delete(found, 14) - 1).max() < 0.006
 
 
 @pytest.mark.parametrize(

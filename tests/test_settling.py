@@ -87,6 +87,7 @@ def test_a_scan_broken_off_after_the_pass_takes_its_own_store_back(scanned, case
     settled = levels_of(scanned.folder)
     scanned.close()
     again = build(case, tmp_path, "arch", resume=True)
+    assert "settled" not in again.store.metadata.settings
     assert len(again.recover()) == len(case.tiles)
     run_nested(again)
     assert places(again) == online

@@ -114,7 +114,7 @@ def align(
     d = settled.displacement
     residuals = [math.hypot(*(np.asarray(k.shift) - d[k.second] + d[k.first])) for k in used]
     p50, p95 = (float(v) for v in np.percentile(residuals, (50, 95))) if residuals else (None, None)
-    level_by = tuple(gains(range(len(nominal)), {}, found)) if level else None
+    level_by = tuple(gains(range(len(nominal)), _rows(nominal, height), {}, found)) if level else None
     return Alignment(tuple(_moved(turn, y, x) for y, x in places), len(used), len(found), p50, p95, level_by)
 
 
@@ -151,7 +151,8 @@ def _matches(
     level: bool,
 ) -> dict[tuple[int, int], Match]:
     """Match every pair of neighbours; each tile is read once."""
-    order = sorted(range(len(nominal)), key=lambda i: (round(nominal[i, 0] / (sides[0] / 2)), nominal[i, 1]))
+    rows = _rows(nominal, sides[0])
+    order = sorted(range(len(nominal)), key=lambda i: (rows[i], nominal[i, 1]))
     waiting: dict[tuple[int, int], NDArray[Any]] = {}
     found = {}
     for done, index in enumerate(order, 1):
@@ -166,6 +167,11 @@ def _matches(
                 found[min(index, other), max(index, other)] = with_ratio(pair, first, second) if level else pair
         progress(done / len(order))
     return found
+
+
+def _rows(nominal: Array, height: int) -> list[int]:
+    """Return a number for each tile that those side by side have in common."""
+    return [round(y / (height / 2)) for y in nominal[:, 0].tolist()]
 
 
 def _neighbours(nominal: Array, index: int, sides: tuple[int, int]) -> Iterator[int]:

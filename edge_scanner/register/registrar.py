@@ -242,7 +242,8 @@ class Registrar:
             return placed
         held = {tile.index: tile.gain for tile in self._previous}
         tiles = sorted([*held, *window])
-        gain = dict(zip(tiles, gains(tiles, held, self._matches), strict=True))
+        rows = [self._plan.target(index).row for index in tiles]
+        gain = dict(zip(tiles, gains(tiles, rows, held, self._matches), strict=True))
         return [replace(tile, gain=gain[tile.index]) for tile in placed]
 
     def _close(self, row: int, placed: list[PlacedTile], used: set[Edge]) -> None:
