@@ -23,10 +23,10 @@ REGION = {"x_mm": 0.0, "y_mm": 0.0, "width_mm": 3.0, "height_mm": 3.0}
 
 
 def until(client, *states):
-    while (status := client.status())["state"] not in (*states, "FAULT"):
+    while (status := client.status())["state"] not in states:
+        if status["fault"] and status["fault"]["code"] != "emergency_stop":
+            raise RuntimeError(f"the daemon failed: {status['fault']}")
         time.sleep(0.005)
-    if status["state"] not in states:
-        raise RuntimeError(f"the daemon failed: {status['fault']}")
 
 
 def measure(protocol: str, instants: int, folder: Path) -> tuple[list[float], float]:
