@@ -39,6 +39,7 @@ def test_figures_by_hand():
     figures = summary(found, 0.8)
     assert figures["n"] == 5
     assert figures["mae_um"] == pytest.approx((0.6 + 8 + 1 + 0.1) / 4)
+    assert figures["worst_um"] == pytest.approx(8)
     assert figures["within_dof"] == pytest.approx(2 / 4)
     assert figures["within_2um"] == pytest.approx(3 / 4)
     assert figures["wrong_direction"] == pytest.approx(1 / 3)

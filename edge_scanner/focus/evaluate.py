@@ -58,10 +58,10 @@ def summary(found: Sequence[Answer], depth_um: float) -> dict[str, Any]:
     Returns
     -------
     dict
-        `n` frames with texture; `mae_um`, `p95_um`, `within_dof`, `within_2um`, `wrong_direction` (among those more
-        than one depth of field from focus) and `sigma_coverage_68` of those answered; `refused_share` of those with
-        texture; `refusal_precision`, the share of blank ones among those refused; `p95_ms` a frame. A figure that
-        nothing was measured for is None.
+        `n` frames with texture; `mae_um`, `p95_um`, `worst_um`, `within_dof`, `within_2um`, `wrong_direction` (among
+        those more than one depth of field from focus) and `sigma_coverage_68` of those answered; `refused_share` of
+        those with texture; `refusal_precision`, the share of blank ones among those refused; `p95_ms` a frame. A
+        figure that nothing was measured for is None.
     """
     textured = [a for a in found if not a.blank]
     told = [a for a in textured if a.dz_um is not None]
@@ -74,6 +74,7 @@ def summary(found: Sequence[Answer], depth_um: float) -> dict[str, Any]:
         "n": len(textured),
         "mae_um": _mean(error),
         "p95_um": float(np.percentile(error, 95)) if len(error) else None,
+        "worst_um": float(error.max()) if len(error) else None,
         "within_dof": _mean(error <= depth_um),
         "within_2um": _mean(error <= FAR_UM),
         "wrong_direction": _mean(wrong),
