@@ -138,7 +138,10 @@ def m2stitch(folder: Path, told: dict, fuse: bool) -> dict:
     at = np.array(told["at"])
     lap = Lap()
     grey = [read(name) @ np.array([0.299, 0.587, 0.114], np.float32) for name in files(folder)]
-    found, _ = stitch_images(np.stack(grey), position_indices=at, row_col_transpose=False)
+    grey = [tile - tile.mean() for tile in grey]  # the tool's correlation divides by norms that hold the mean
+    found, _ = stitch_images(
+        np.stack(grey), position_indices=at, position_initial_guess=np.array(told["nominal"]), row_col_transpose=False
+    )
     lap.end("register")
     lap.found["places"] = found[["y_pos", "x_pos"]].to_numpy(float).tolist()
     return lap.found
