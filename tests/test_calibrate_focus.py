@@ -18,14 +18,16 @@ from edge_scanner.calibrate.focus import measure_focus
 from edge_scanner.calibrate.probe import Probe
 from edge_scanner.config import Config, load
 from edge_scanner.devices.rig import build_rig
-from edge_scanner.errors import ConfigError, SourceError
+from edge_scanner.errors import ConfigError, ScannerError, SourceError
 from edge_scanner.focus import check_focus
 from edge_scanner.focus.autofocus import Estimator, ModelFocus
 from edge_scanner.focus.calibration import FocusCalibration, Line, UncalibratedError, fitted, named_focus_calibration
 from edge_scanner.focus.classical import ClassicalFocus
 from edge_scanner.focus.consensus import Consensus
 from edge_scanner.focus.model import SHIPPED, ModelFile
-from edge_scanner.plan import ScanRegion
+from edge_scanner.journal import Journal
+from edge_scanner.plan import ScanPlan, ScanRegion
+from edge_scanner.scanner.archive import Archive
 from edge_scanner.tile import Frame
 from hil_sim import bench, scenario
 from hil_sim.daemon import settings
@@ -134,6 +136,21 @@ def test_a_calibration_reads_back_and_serves_no_other_objective_or_model(tmp_pat
     replace(some(instrument), model_sha256="0" * 64).save(path)
     with pytest.raises(SourceError, match="another focus model"):
         ModelFocus(named)
+
+
+def test_a_scan_goes_on_with_its_own_calibration_only(tmp_path):
+    path, plan = tmp_path / "secret" / "focus.json", ScanPlan(REGION, 512, 512, 0.5, 48)
+    path.parent.mkdir()
+    some(config()).save(path)
+    archive = Archive(config(f'focus.calibration="{path}"', f'storage.root="{tmp_path}/scans"'))
+    archive.prepare()
+    folder = archive.create("scan", plan, "then")
+    assert str(tmp_path) not in (folder / "scan.json").read_text()
+    Journal(folder / "journal.sqlite").close()
+    assert archive.unfinished("scan")[0] == folder
+    replace(some(config()), swapped=False).save(path)
+    with pytest.raises(ScannerError, match="the focus calibration is another file"):
+        archive.unfinished("scan")
 
 
 def test_a_damaged_calibration_is_refused(tmp_path):

@@ -1,6 +1,9 @@
 """Focus that fails on tile after tile: the daemon pauses, says why, and goes on when it is told to."""
 
+import pytest
 from test_daemon import REGION, daemon
+
+from edge_scanner.control.client import RemoteError
 
 LOST = ("focus.z_start_um=60", "focus.range_um=2", "focus.max_failed=2", "sim.surface=false", "export.auto=false",
         "scan.shading=off", "stage.matrix=nominal")  # fmt: skip
@@ -29,3 +32,15 @@ def test_a_scan_out_of_focus_pauses_with_a_reason_and_goes_on(tmp_path):
         status = client.wait_idle(scan_id)
         assert (status["outcome"], status["pause"]) == ("completed", None)
         assert status["done"] == status["tiles"]
+
+
+def test_an_objective_that_the_model_was_not_measured_with_is_refused_with_advice(tmp_path):
+    with daemon(tmp_path, "focus.mode=model", "optics.numerical_aperture=0.3") as (client, _, _child):
+        client.home()
+        client.wait_idle()
+        with pytest.raises(RemoteError, match=r"this objective has 0\.3") as refused:
+            client.scan(**REGION)
+        assert (refused.value.code, client.status()["state"]) == ("bad_argument", "IDLE")
+        assert "classical" in refused.value.advice
+        assert "this objective has 0.3" in client.status()["providers"]["error"]
+        assert client.scans() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from typing import Any
 from edge_scanner import __version__
 from edge_scanner.config import Config, dump
 from edge_scanner.errors import DiskLowError, NotFoundError, ScannerError, StateError, StoreError
+from edge_scanner.focus.calibration import named_focus_calibration
 from edge_scanner.focus.model import ModelFile
 from edge_scanner.plan import ScanPlan
 from edge_scanner.spool import sync_filesystem
@@ -103,7 +105,7 @@ class Archive:
                     "plan": json.loads(plan.to_json()),
                     "config": self._portable_config(),
                     "versions": {"edge_scanner": __version__},
-                    "model": _model(self._config),
+                    **_focus(self._config),
                 },
                 indent=2,
             )
@@ -131,8 +133,10 @@ class Archive:
             raise StateError(f"The scan {scan_id} is {outcome}.", "Only unfinished or failed scans can go on.")
         told = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
         changed = _differences(told["config"], self._portable_config())
-        if told["model"] != _model(self._config):
-            changed.append("the focus model is another file")
+        names = {"model": "the focus model", "focus_calibration": "the focus calibration"}
+        changed += [
+            f"{names[key]} is another file" for key, sha in _focus(self._config).items() if told.get(key) != sha
+        ]
         if changed:
             raise ScannerError(
                 f"The scan {scan_id} was made with another configuration: {'; '.join(changed)}.",
@@ -188,8 +192,7 @@ class Archive:
         del config["control"], config["log"]
         config["storage"]["root"] = "."
         config["focus"]["engine_cache"] = ""
-        paths = (("sim", "slide"), ("camera", "flat_field"), ("stage", "calibration"), ("focus", "model"))
-        for section, name in paths:
+        for section, name in PATHS:
             if config[section][name]:
                 config[section][name] = os.path.relpath(config[section][name], self.root)
         return config
@@ -199,9 +202,20 @@ HARMLESS = frozenset({"storage", "export"})
 """Sections that may differ between a scan and its continuation: they do not shape the pixels."""
 
 
-def _model(config: Config) -> str | None:
-    """Return the SHA-256 of the focus network in use; None where none is."""
-    return ModelFile.open(config.focus.model).sha256 if config.focus.mode == "model" else None
+PATHS = (
+    ("sim", "slide"), ("camera", "flat_field"), ("stage", "calibration"), ("focus", "model"), ("focus", "calibration"),
+)  # fmt: skip
+"""Keys that name files."""
+
+
+def _focus(config: Config) -> dict[str, str | None]:
+    """Return the SHA-256 of the focus network and of its calibration, where they are in use."""
+    if config.focus.mode != "model":
+        return {"model": None, "focus_calibration": None}
+    file = ModelFile.open(config.focus.model)
+    found = named_focus_calibration(config, file)
+    told = None if found is None else hashlib.sha256(repr(found).encode()).hexdigest()
+    return {"model": file.sha256, "focus_calibration": told}
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
