@@ -202,3 +202,18 @@ def test_a_damaged_tile_leaves_nothing_half_written(tmp_path, number):
     assert isinstance(done.exception, SourceError)
     assert names[number] in str(done.exception)
     assert list((tmp_path / "o").iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype, channels, background", [("uint8", 3, 255), ("uint16", 3, 65535), ("uint8", 1, 0)])
+def test_glass_lies_where_no_tile_does(tmp_path, dtype, channels, background):
+    pixels = np.full((40, 40, channels), 7, dtype)
+    places = [(0, 0), (0.5, 60.5)]
+    for number in range(2):
+        np.save(tmp_path / f"{number}.npy", pixels)
+    rows = [f"{number}.npy,{x},{y}" for number, (y, x) in enumerate(places)]
+    (tmp_path / "tiles.csv").write_text("\n".join(["file,x_px,y_px", *rows]) + "\n")
+    fuse_slide(open_source(tmp_path), tmp_path / "o" / "o.ome.zarr", chunk_px=16)
+    mosaic = levels(tmp_path / "o" / "o.ome.zarr")[0]
+    assert np.unique(mosaic).tolist() == sorted({7, background})
+    assert (mosaic[:40, :40] == 7).all()
+    assert (mosaic[:, 41:60] == background).all()

@@ -184,6 +184,7 @@ def _fusion(tiles: TileSet, blend: Blend, feather_px: int | None, memory_mb: flo
             tiles.tiles,
             tiles.transforms,
             blend=blend,
+            fill=_glass(tiles),
             feather_px=feather_px or FEATHER_PX,
             cache_mb=memory_mb,
             gains=tiles.gains,
@@ -200,17 +201,27 @@ def _metadata(tiles: TileSet, fusion: Fusion, name: str, blend: str) -> SlideMet
         return tiles.scan.metadata
     size = tiles.pixel_size_um
     channels = fusion.channels or 1
-    rgb = channels == 3 and len(tiles.tiles[0].pages) == 1
     y_um, x_um = (float(v) for v in np.multiply(fusion.start, size or 1.0))
     return SlideMetadata(
         name=name.removesuffix(".ome.zarr"),
         pixel_size_um=size or 1.0,
-        channels=(Channel("Brightfield"),) if rgb else _channels(tiles.tiles[0], channels),
+        channels=(Channel("Brightfield"),) if _is_rgb(tiles) else _channels(tiles.tiles[0], channels),
         origin_x_um=x_um,
         origin_y_um=y_um,
         software=f"edge-scanner {__version__}",
         settings={"blend": blend, "tiles": str(len(tiles.tiles))} | ({} if size else {"pixel_size": "not known"}),
     )
+
+
+def _is_rgb(tiles: TileSet) -> bool:
+    """Tell whether tiles are colour pictures, on white glass, rather than stacks of channels."""
+    return common_shape(tiles.tiles).shape[2:] == (3,) and len(tiles.tiles[0].pages) == 1
+
+
+def _glass(tiles: TileSet) -> int:
+    """Return what is shown where no tile lies: white for colour pictures, black for all others."""
+    dtype = common_shape(tiles.tiles).dtype
+    return int(np.iinfo(dtype).max) if _is_rgb(tiles) and dtype.kind == "u" else 0
 
 
 def _channels(tile: TileFile, count: int) -> tuple[Channel, ...]:
