@@ -192,7 +192,7 @@ def test_the_remote_camera_keeps_the_contract_and_refuses_bad_frames(tmp_path):
     with bench.emulator(StageRig(protocol="asi", **RIG), tmp_path):
         config = stage_config(
             "asi", "camera.driver=remote", f"camera.device=ipc://{tmp_path}/frames", "camera.width_px=96",
-            "camera.height_px=80", "camera.timeout_s=0.3", f"stage.port={tmp_path}/port", "illumination.driver=none",
+            "camera.height_px=80", "camera.timeout_s=2.0", f"stage.port={tmp_path}/port", "illumination.driver=none",
         )  # fmt: skip
         with bench.camera(config, tmp_path) as side:
             rig = build_rig(config)
