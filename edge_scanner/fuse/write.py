@@ -24,6 +24,8 @@ from edge_scanner.tile import Chunk, Pixels
 SHARD_CHUNKS = 8
 TOP = int(math.log2(SHARD_CHUNKS))
 """The level at which a shard of level 0 has become one chunk."""
+_AT_ONCE = 2 * SHARD_CHUNKS
+"""Chunks of a row that are made before they are encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def write(
 
     Nothing stays of a run that failed before its first piece was done, or by its tiles.
 
-    Memory bound: the reader's tiles, a chunk row of one piece, and the unfinished chunks of the pyramid.
+    Memory bound: the reader's tiles, sixteen chunks, and the unfinished chunks of the pyramid.
 
     Parameters
     ----------
@@ -190,8 +192,9 @@ class _Writer:
             return
         self.computed += 1
         tops = []
-        for row in piece.rows:
-            emitted = list(self._pyramid.cascade(self._row(row, piece.cols)))
+        for row, left in product(piece.rows, piece.cols[::_AT_ONCE]):
+            cols = range(left, min(left + _AT_ONCE, piece.cols.stop))
+            emitted = list(self._pyramid.cascade(self._row(row, cols)))
             tops += [chunk for chunk in emitted if chunk.level == self._top]
             self._keep(emitted)
         self._store.commit(lambda parts: self._known.done(number, tops, parts))
