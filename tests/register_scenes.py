@@ -108,7 +108,7 @@ class Scene:
         low = np.maximum(self.truth[a], self.truth[b]).astype(int) + self.margin
         high = np.minimum(self.truth[a], self.truth[b]).astype(int) + np.array([h, w]) + self.margin
         part = self.picture[low[0] : high[0], low[1] : high[1]].mean(axis=2)
-        return float((part < GLASS - 10).mean())
+        return float((part < GLASS - 10).mean()) if part.size else 0.0
 
 
 def scene(
