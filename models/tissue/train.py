@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 
 
 class TissueNet(nn.Module):
-    """Dilated convolutions, 14,000 weights; sees 24 px to each side, less than half of the overlap of 64.
+    """Dilated convolutions, 12,195 weights; sees 24 px to each side, less than half of the overlap of 64.
 
     Input (n, 3, y, x), intensities as shares of full scale; output (n, 3, y, x), logits. Works in optical density, so
     that what lies beyond a tile, zeros, is glass.
