@@ -1,10 +1,12 @@
 """A disk that fills up: the scan pauses before the reserve, lives on, and goes on when there is room."""
 
 import os
+import re
 import subprocess
 
 import pytest
 from enospc import lane
+from enospc import small_disk as disk_of_few_files
 from scan_rig import small_config
 from test_daemon import LONG, code_of, daemon, wait_for
 
@@ -42,6 +44,7 @@ def test_a_scan_waits_for_room_and_goes_on(small_disk):
         wait_for(client, "state", state="PAUSED")
         done = client.status()["done"]
         assert client.status()["disk"]["free_bytes"] > 10_000_000, "the reserve is intact"
+        assert "MB of room" in client.status()["pause"]["message"]
         assert code_of(client.home) == "state.illegal", "the daemon answers"
         filler.unlink()
         status = client.wait_idle(scan_id)
@@ -88,3 +91,29 @@ def test_a_plan_without_room_for_its_bytes_or_files_is_refused_but_not_for_what_
         with pytest.raises(DiskLowError, match=r"The scan may need"):
             archive.check_room(plan)
         archive.check_room(plan, folder)
+
+
+@pytest.mark.parametrize(
+    ("reserve", "sentence"),
+    [
+        ("reserve_mb=0", r"^The disk is full; the scan waits for room\.$"),
+        ("reserve_mb=1", r"^The disk is down to its reserve; the scan waits for 2 MB of room\.$"),
+    ],
+)
+def test_a_full_disk_tells_how_much_is_short_only_of_a_reserve(small_disk, reserve, sentence):
+    archive = Archive(small_config(small_disk, f"storage.{reserve}", "storage.reserve_files=0"))
+    assert archive.missing(0.1) == ""
+    (small_disk / "filler").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+    assert re.match(sentence, archive.missing(0.1))
+
+
+@pytest.mark.parametrize(("reserve", "short"), [(0, "The disk has no file left"), (20, "room for 22 files")])
+def test_a_disk_without_inodes_tells_so(tmp_path, reserve, short):
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    with disk_of_few_files(tmp_path) as disk:
+        archive = Archive(small_config(disk, f"storage.reserve_files={reserve}", "storage.reserve_mb=0"))
+        assert archive.missing(0.1) == ""
+        for n in range(os.statvfs(disk).f_favail):
+            (disk / str(n)).touch()
+        assert short in archive.missing(0.1)

@@ -78,13 +78,16 @@ class Archive:
             )
 
     def missing(self, spare: float = 0.0) -> str:
-        """Return what the reserve and such a share of it more are short of, as a phrase; "" where there is room."""
+        """Return what has run out and how much is short of the reserve and such a share of it more, as a sentence.
+
+        "" where there is room. Without a reserve nothing can be said about how much is short.
+        """
         room, files = self._room()
         storage = self._config.storage
         if room <= (more := spare * storage.reserve_mb * 1e6):
-            return f"{(more - room) / 1e6:.0f} MB of room"
+            return _waits(storage.reserve_mb, f"{math.ceil((more - room) / 1e6)} MB of room")
         if files <= (more := spare * storage.reserve_files):
-            return f"room for {more - files:.0f} files"
+            return _waits(storage.reserve_files, f"room for {math.ceil(more - files)} files", "has no file left")
         return ""
 
     def _room(self) -> tuple[float, float]:
@@ -223,6 +226,12 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     keys = sorted({(s, k) for config in (then, now) for s in config if s not in HARMLESS for k in config[s]})
     pairs = [(s, k, then.get(s, {}).get(k), now.get(s, {}).get(k)) for s, k in keys]
     return [f"{s}.{k}: {a!r} -> {b!r}" for s, k, a, b in pairs if a != b]
+
+
+def _waits(reserve: float, what: str, full: str = "is full") -> str:
+    if reserve:
+        return f"The disk is down to its reserve; the scan waits for {what}."
+    return f"The disk {full}; the scan waits for room."
 
 
 def bytes_needed(config: Config, plan: ScanPlan) -> int:

@@ -258,13 +258,10 @@ class ScanJob:
     def _wait_for_room(self) -> None:
         """Pause before the reserve of the disk is touched; go on by itself when there is room again."""
         archive, wishes, machine = self._context.archive, self._context.wishes, self._context.machine
-        if not archive.missing():
+        if not archive.missing() or not (missing := archive.missing(SPARE)):
             return
         before = self.pause
-        self._pause_for(
-            f"The disk is down to its reserve; the scan waits for {archive.missing(SPARE)}.",
-            "Free some space, by removing files: it goes on by itself.",
-        )
+        self._pause_for(missing, "Free some space, by removing files: it goes on by itself.")
         machine.advance(State.PAUSED, only_from=State.SCANNING)
         self._context.pulse.rest()
         wishes.wait_for(lambda: bool(self.abort) or wishes.cancelled or not archive.missing(SPARE), ROOM_S)
