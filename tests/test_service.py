@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,9 @@ from edge_scanner import logs, metrics
 from edge_scanner.control.client import Client, RemoteError
 from edge_scanner.control.events import EventBus
 from edge_scanner.control.trail import Trail
+from edge_scanner.devices.illumination import Illumination
 from edge_scanner.devices.rig import build_rig
-from edge_scanner.errors import UsageError
+from edge_scanner.errors import DeviceError, UsageError
 from edge_scanner.geometry import Position
 from edge_scanner.plan import ScanRegion, ScanRequest
 from edge_scanner.scanner import Scanner
@@ -157,6 +159,49 @@ def test_a_hung_stage_makes_the_scan_thread_late_and_a_pause_does_not(tmp_path: 
         free.set()
         scanner.close()
         bus.close()
+
+
+class StuckLight(Illumination):
+    """Cannot be put off any more once it was on."""
+
+    def __init__(self) -> None:
+        self.stuck = False
+
+    def on(self) -> None:
+        self.stuck = True
+
+    def off(self) -> None:
+        if self.stuck:
+            raise DeviceError("The lamp does not answer.")
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_light_that_cannot_be_put_off_is_a_fault_and_everything_ends(tmp_path: Path, stopped: bool) -> None:
+    unlit = "illumination.brightfield=false", "scan.shading=off", "stage.matrix=nominal"  # before the first tile
+    config = small_config(tmp_path, "export.auto=false", *unlit, *EXACT)
+    rig = replace(build_rig(config), illumination=StuckLight())
+    bus = EventBus()
+    scanner = Scanner(config, rig, bus.publish)
+    scanner.open()
+    try:
+        scanner.home()
+        until(lambda: scanner.state() is State.IDLE)
+        scanner.scan(ScanRequest(region=ScanRegion(0.0, 0.0, 0.8, 0.6)))
+        if stopped:
+            until(lambda: scanner.status()["done"] >= 1)
+            scanner.stop()
+        until(lambda: scanner.state() is State.FAULT)
+        assert scanner.status()["fault"]["code"] == ("emergency_stop" if stopped else "device")
+        scanner.reset()
+        until(lambda: scanner.state() is State.IDLE)
+        scanner.home()
+        until(lambda: scanner.state() is not State.HOMING)
+    finally:
+        scanner.close()
+        bus.close()
+    assert scanner.state() is State.STOPPED
+    with pytest.raises(DeviceError):
+        rig.stage.start_move(Position(0.0, 0.0, 0.0))  # closed
 
 
 def test_the_process_tells_systemd_when_it_is_ready_alive_and_stopping(tmp_path: Path) -> None:

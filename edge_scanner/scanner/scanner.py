@@ -103,7 +103,7 @@ class Scanner:
         self.shutdown()
         if self._thread.is_alive():
             self._thread.join()
-        self._rig.illumination.off()
+        self._darken()
         self._rig.camera.close()
         self._rig.stage.close()
 
@@ -223,7 +223,7 @@ class Scanner:
         error = EmergencyStopError("The emergency stop was pressed.", "Clear the cause, then send reset and home.")
         self._machine.fail(error)
         self._rig.stage.stop()  # a homing that lifted the latch in between has seen the fault, or is halted here
-        self._rig.illumination.off()
+        self._darken()
         if (job := self._scan_job) is not None:
             job.abort.set(error)
         self._reset_wanted = False
@@ -296,8 +296,16 @@ class Scanner:
             self._homed = False
             self._machine.fail(error)
         finally:
-            self._rig.illumination.off()
+            self._darken()
             self.pulse.rest()
+
+    def _darken(self) -> None:
+        """Put the light off; one that cannot be is a fault, and keeps nothing else from ending."""
+        try:
+            self._rig.illumination.off()
+        except Exception as error:  # noqa: BLE001  drivers of strangers; the daemon lives on
+            _log.exception("The light could not be switched off.")
+            self._machine.fail(error)
 
     def _home(self) -> None:
         self._homed = False
