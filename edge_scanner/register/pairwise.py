@@ -200,21 +200,25 @@ def _gradient_steps(a: Image, b: Image, fy: float, fx: float) -> tuple[float, fl
     """Return (y, x, sigma, ncc): the shift, within about a pixel, that makes b look like a; None without texture.
 
     The curvature is that of the texture which both share (gradients of a times gradients of b), or noise would pass
-    for texture: the steps would fall short and the standard deviation be too small.
+    for texture: the steps would fall short and the standard deviation be too small. It is taken at the start, a
+    fraction of a pixel away, which moves the steps' lengths a little and not where they end.
     """
-    fixed, slopes = _smoothed(a, 0.0, 0.0)
+    filtered = _smoothed(a, 0.0, 0.0)
+    fixed, slopes = filtered[1:-1, 1:-1].ravel(), _slopes(filtered)
+    filtered = _smoothed(b, fy, fx)
+    cross = (slopes @ _slopes(filtered).T).astype(float)
+    curvature = (cross + cross.T) / 2
+    if not (curvature[0, 0] > 0 and np.linalg.det(curvature) > 1e-6 * curvature[0, 0] * curvature[1, 1]):
+        return None
     for _ in range(STEPS):
-        moved, other_slopes = _smoothed(b, fy, fx)
-        cross = (slopes @ other_slopes.T).astype(float)
-        curvature = (cross + cross.T) / 2
-        if not (curvature[0, 0] > 0 and np.linalg.det(curvature) > 1e-6 * curvature[0, 0] * curvature[1, 1]):
-            return None
+        moved = filtered[1:-1, 1:-1].ravel()
         similar, energy = float(fixed @ moved), (float(fixed @ fixed), float(moved @ moved))
         difference = fixed - min(max(math.sqrt(energy[0] / energy[1]), 0.5), 2.0) * moved
         step = -np.linalg.solve(curvature, (slopes @ difference).astype(float))
         fy, fx = fy + float(step[0]), fx + float(step[1])
         if np.abs(step).max() < CONVERGED_PX or max(abs(fy), abs(fx)) > 1.5:
             break
+        filtered = _smoothed(b, fy, fx)
     sigma = math.hypot(_spread(slopes * difference, curvature), FLOOR_PX)
     return fy, fx, sigma, similar / math.sqrt(energy[0] * energy[1])
 
@@ -229,18 +233,19 @@ def _spread(scores: Image, curvature: NDArray[np.float64]) -> float:
     return math.sqrt(max(float(covariance.diagonal().max()), 0.0))
 
 
-def _smoothed(image: Image, dy: float, dx: float) -> tuple[Image, Image]:
-    """Return the image smoothed and moved by (dy, dx), flat (n,), and its slopes along y and x, (2, n).
+def _smoothed(image: Image, dy: float, dx: float) -> Image:
+    """Return the image smoothed and moved by (dy, dx), without the rim that the filters cannot fill."""
+    filtered: Image = cv2.sepFilter2D(image, cv2.CV_32F, _gaussian(dx), _gaussian(dy))[TAPS:-TAPS, TAPS:-TAPS]
+    return filtered
 
-    The rim that the filters cannot fill is left out.
-    """
-    filtered = cv2.sepFilter2D(image, cv2.CV_32F, _gaussian(dx), _gaussian(dy))[TAPS:-TAPS, TAPS:-TAPS]
-    inner = filtered[1:-1, 1:-1]
-    slopes = np.empty((2, *inner.shape), np.float32)
+
+def _slopes(filtered: Image) -> Image:
+    """Return the slopes along y and x, (2, n), of all pixels but the outermost."""
+    slopes = np.empty((2, filtered.shape[0] - 2, filtered.shape[1] - 2), np.float32)
     np.subtract(filtered[2:, 1:-1], filtered[:-2, 1:-1], out=slopes[0])
     np.subtract(filtered[1:-1, 2:], filtered[1:-1, :-2], out=slopes[1])
     slopes *= 0.5
-    return inner.ravel(), slopes.reshape(2, -1)
+    return slopes.reshape(2, -1)
 
 
 def _gaussian(offset: float) -> Image:
