@@ -55,6 +55,16 @@ def test_what_the_pipeline_holds_back_is_never_taken_for_new():
     device.close()
 
 
+def test_frames_that_are_never_new_are_an_error():
+    device = camera(TEST, "camera.channels=1", "camera.timeout_s=1")
+    device.open()
+    device._pipeline.set_base_time(device._pipeline.get_base_time() - 60_000_000_000)  # a clock a minute behind
+    with pytest.raises(DeviceError, match="stamped as old"):
+        device.snap()
+    assert device.snap().pixels.min() > 200, "connected anew"
+    device.close()
+
+
 def test_keys_of_the_configuration_stand_in_the_pipeline():
     keys = "camera.exposure_ms=2.5", "camera.gain=3"
     device = camera("f {exposure_ns} {exposure_us} {exposure_ms} {gain} {width_px}x{height_px} {else}", *keys)

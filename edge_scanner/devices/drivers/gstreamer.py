@@ -80,11 +80,13 @@ class GStreamerCamera(ReconnectingCamera):
 
     def _expose(self, frame_id: int) -> Frame:
         asked_s = self._clock.now_s()
-        while True:
+        deadline_s = asked_s + self._oldest_s + self._camera.timeout_s
+        while self._clock.now_s() < deadline_s:
             sample, stamp_s = self._pull()
             if stamp_s - self._oldest_s >= asked_s:
                 exposure_ms = self._camera.exposure_ms
                 return Frame(self._pixels(sample.get_buffer()), frame_id, stamp_s - self._oldest_s, exposure_ms)
+        raise DeviceError("The camera's frames are all stamped as old ones.", "Check the source's clock and latency.")
 
     def _description(self) -> str:
         """Return the whole pipeline; a frame of another size or kind cannot get through it."""
@@ -122,9 +124,9 @@ class GStreamerCamera(ReconnectingCamera):
         if sample is None:
             raise DeviceError(f"The camera gave no frame in time ({self._trouble()}).", "Check its cable and power.")
         stamp = sample.get_buffer().pts
-        if stamp == Gst.CLOCK_TIME_NONE:
-            raise DeviceError("The pipeline's frames have no time stamps.", "Use another source in camera.device.")
         running = sample.get_segment().to_running_time(Gst.Format.TIME, stamp)
+        if Gst.CLOCK_TIME_NONE in (stamp, running):  # that of a frame outside its segment would lie in the far future
+            raise DeviceError("The pipeline's frames have no time stamps.", "Use another source in camera.device.")
         return sample, (self._pipeline.get_base_time() + running) / Gst.SECOND
 
     def _trouble(self) -> str:
