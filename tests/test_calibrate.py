@@ -20,6 +20,7 @@ from edge_scanner.errors import ScannerError, SourceError
 from edge_scanner.plan import ScanPlan, ScanRegion
 from edge_scanner.report.report import true_axes, truth_errors_px
 from edge_scanner.scanner.scan import make_plan, run_nested
+from edge_scanner.sealed import write_sealed
 from edge_scanner.sim.specimen import open_specimen
 
 REGION = ScanRegion(0.0, 0.0, 0.8, 0.6)
@@ -264,6 +265,9 @@ def test_a_calibration_of_another_objective_or_a_damaged_one_is_refused_and_meas
         path.write_text(hurt)
         with pytest.raises(SourceError):
             StageCalibration.load(path, config)
+    write_sealed(path, "focus calibration", {"measured": "now", "swapped": False})
+    with pytest.raises(SourceError, match="is not a stage calibration"):
+        StageCalibration.load(path, config)
     code, _, _ = run_cli(monkeypatch, capsys, "--config", str(tmp_path / "rig.toml"), "--width-mm", "0.8", "pixel-size")
     assert code == 0
     assert StageCalibration.load(path, config).axes.exact(1.0) == axes_of(0)

@@ -1,6 +1,9 @@
 """A scan that kept its tiles, fused again: its own mosaic, bit for bit."""
 
 import json
+import shutil
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -47,6 +50,14 @@ def test_fusing_a_kept_scan_gives_its_mosaic_again(scanned, tmp_path):
     assert np.array_equal(online[0], levels_of(tmp_path / "o")[0]) != cut, "seam is another picture than linear"
     a, b = (SlideStore.open(p) for p in (scanned / "slide.ome.zarr", tmp_path / "slide.ome.zarr"))
     assert a.metadata == b.metadata
+
+
+def test_a_scan_of_a_version_without_gains_is_fused_as_it_was(scanned, tmp_path):
+    shutil.copytree(scanned, tmp_path / "old")
+    with closing(sqlite3.connect(tmp_path / "old" / "journal.sqlite")) as db:
+        db.execute("ALTER TABLE tile DROP COLUMN gain")
+    told = open_source(tmp_path / "old")
+    assert told.gains == (1.0,) * len(told.tiles)
 
 
 def test_a_scan_without_tiles_is_refused(scanned, tmp_path):

@@ -54,8 +54,11 @@ class StageCalibration:
             When it is missing, damaged, or was measured with another pixel size or objective.
         """
         told = read_sealed(path, "stage calibration", _ADVICE)
-        axes, backlash = told.pop("axes"), told.pop("backlash_um")
-        found = cls(**told, axes=axes and StageAxes(**axes), backlash_um=backlash and (backlash[0], backlash[1]))
+        try:
+            axes, backlash = told.pop("axes"), told.pop("backlash_um")
+            found = cls(**told, axes=axes and StageAxes(**axes), backlash_um=backlash and (backlash[0], backlash[1]))
+        except (KeyError, TypeError) as error:
+            raise SourceError(f"{path} is not a stage calibration ({error}).", _ADVICE) from error
         for name in ("pixel_size_um", "magnification"):
             own, now = getattr(found, name), getattr(config.optics, name)
             if not math.isclose(own, now):

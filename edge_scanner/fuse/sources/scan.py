@@ -63,7 +63,7 @@ def read(folder: Path) -> TileSet:
             make_codec(config),
             metadata,
         ),
-        tuple(row["gain"] for row in placed),
+        tuple(row.get("gain", 1.0) for row in placed),  # scans of earlier versions have none
     )
 
 
@@ -72,7 +72,7 @@ def _journal(path: Path) -> tuple[list[dict[str, Any]], StageAxes | None]:
     try:
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
-            cursor = db.execute("SELECT idx, verdict, place_y_px, place_x_px, residual_px, gain FROM tile ORDER BY idx")
+            cursor = db.execute("SELECT * FROM tile ORDER BY idx")
             names = [column[0] for column in cursor.description]
             rows = [dict(zip(names, row, strict=True)) for row in cursor]
             noted = db.execute("SELECT value FROM scan WHERE key = 'stage_axes'").fetchone()
