@@ -49,7 +49,7 @@ class Hand:
         return self.s
 
 
-def until(true: Callable[[], bool], within_s: float = 20.0) -> None:
+def until(true: Callable[[], bool], within_s: float = 120.0) -> None:
     deadline_s = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < deadline_s
@@ -60,7 +60,7 @@ def until(true: Callable[[], bool], within_s: float = 20.0) -> None:
 def listener(folder: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
         heard.bind(str(folder / "n"))
-        heard.settimeout(20)
+        heard.settimeout(120)
         yield heard
 
 
@@ -128,7 +128,7 @@ def test_a_hung_stage_makes_the_scan_thread_late_and_a_pause_does_not(tmp_path: 
     free.set()
 
     def wait() -> Position:
-        assert free.wait(30)
+        assert free.wait(120)
         return whole_wait()
 
     rig.stage.wait = wait  # type: ignore[method-assign]
@@ -226,7 +226,7 @@ def test_the_process_tells_systemd_when_it_is_ready_alive_and_stopping(tmp_path:
                     client.scan(**REGION)
             child.send_signal(signal.SIGTERM)
             until(lambda: heard.recv(200).startswith(b"STOPPING=1"))
-            assert child.wait(20) == 0
+            assert child.wait(120) == 0
         finally:
             child.kill()
             child.wait()
@@ -351,10 +351,12 @@ def test_metrics_are_the_status(tmp_path: Path) -> None:
     assert (before["edge_scanner_stateIDLE"], before["edge_scanner_fault"]) == (1, 0)
     assert (after["edge_scanner_stateFAULT"], after["edge_scanner_stateIDLE"], after["edge_scanner_fault"]) == (1, 0, 1)
     assert (after["edge_scanner_requests_totalok"], after["edge_scanner_requests_totallease.held"]) == (3, 1)
-    assert after["process_resident_memory_bytes"] > 1e7
     assert after["edge_scanner_disk_free_bytes"] > 0
     with pytest.raises(OSError, match="refused"):
         scrape(url)
+    if Path("/proc/self/stat").read_text().split()[23] == "0":
+        pytest.skip("an emulator of processors tells no resident memory; the other metrics are right")
+    assert after["process_resident_memory_bytes"] > 1e7
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:9464", "example.org:80", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:99999"])
