@@ -22,7 +22,7 @@ bench: $(VENV)/.test
 	for b in tests/benchmarks/*_bench.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 survive: $(VENV)/.test
-	$(BIN)/python tests/survive.py --kills 240 --record tests/records/survive.txt
+	$(BIN)/python tests/survive.py --kills 240 --side-by-side 2 --record tests/records/survive.txt
 
 # Needs root; mounts a small file system.
 enospc: $(VENV)/.test

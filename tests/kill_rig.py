@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ CALLS = (
     "sendfile", "fsync", "fdatasync", "sync_file_range", "syncfs", "msync",
 )  # fmt: skip
 SETTINGS = ("sim.stage_error_um=3", "sim.backlash_um=2", "mosaic.codec=jpeg", "mosaic.chunk_px=256")
+ANY = "any instant"
 REGION = (0.0, 0.0, 1.0, 0.9)
 AS_CAPTURED = ("idx", "reached_x_um", "reached_y_um", "focus_score", "focus_z_um", "timings_ms", "crc32")
 
@@ -74,22 +76,28 @@ class Durable:
 
 @dataclass(frozen=True)
 class Site:
-    """The `when`-th occurrence of a system call in its thread, and the kind of file that it changes."""
+    """The `when`-th call of one kind on a path in its thread, `at_s` in the run, and what kind of file it changes."""
 
     call: str
     when: int
+    path: str
     file: str
+    at_s: float
 
 
 def sites(log: Path, folder: Path) -> list[Site]:
     """Return every call in strace's log that changes the scan's folder."""
-    seen: Counter[tuple[str, str]] = Counter()
+    seen: Counter[tuple[str, str, str]] = Counter()
     found = []
-    for thread, call, told in re.findall(r"^(\d+) +(\w+)\((.*)", log.read_text(), re.MULTILINE):
-        seen[thread, call] += 1
+    for thread, at_s, call, told in re.findall(r"^(\d+) +([\d.]+) (\w+)\((.*)", log.read_text(), re.MULTILINE):
         paths = [path for path in re.findall(r'[<"](/[^>"]*)[>"]', told) if path.startswith(str(folder))]
-        if paths and (call != "openat" or "O_CREAT" in told):
-            found.append(Site(call, seen[thread, call], _kind(paths[-1].removeprefix(str(folder)))))
+        if not paths:
+            continue
+        path = paths[0 if call.startswith("rename") else -1]  # strace asks for the old name only
+        seen[thread, call, path] += 1
+        if call != "openat" or "O_CREAT" in told:
+            kind = _kind(paths[-1].removeprefix(str(folder)))
+            found.append(Site(call, seen[thread, call, path], path, kind, float(at_s)))
     return found
 
 
@@ -135,16 +143,62 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
+@dataclass
+class Tally:
+    """What was killed where, and what was wrong with what became of it."""
+
+    hits: Counter[tuple[str, str]] = field(default_factory=Counter)  # of (call, kind of file)
+    died_at: list[int] = field(default_factory=list)  # durable tiles
+    twice: int = 0
+    bad: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Count another's kills too."""
+        self.hits.update(other.hits)
+        self.died_at += other.died_at
+        self.twice += other.twice
+        self.bad += other.bad
+
+    def calls(self) -> Counter[str]:
+        """Return the kills of each call."""
+        calls: Counter[str] = Counter()
+        for (call, _), n in self.hits.items():
+            calls[call] += n
+        return calls
+
+    def judge(
+        self, folder: Path, expected: str, where: list[tuple[str, str]], deaths: list[Durable], told: Told
+    ) -> None:
+        """Count the kills of one scan, and note what is wrong with it after its last resume."""
+        self.hits.update(where)
+        self.died_at += [len(death.tiles) for death in deaths]
+        self.twice += len(where) > 1
+        ends = [*deaths, Durable.of(folder)]
+        again = sorted({idx for idx, *_ in ends[-2].tiles} & set(told.captured)) if deaths else []
+        wrong = {
+            told.failed: bool(told.failed),
+            f"tiles {again} were captured again": bool(again),
+            f"forgotten or made again: {[b.without(a) for a, b in pairwise(ends)]}": any(
+                not a <= b for a, b in pairwise(ends)
+            ),
+            "half files are left": any(folder.rglob("*.partial")) or (folder / "spool").exists(),
+            "the pixels differ": not told.failed and digest(folder) != expected,
+        }
+        self.bad += [f"{' then '.join(map(' of '.join, where))}: {why}" for why, is_so in wrong.items() if is_so]
+
+
 class Forked:
     """A scan in a process of its own; under strace, which logs some calls and may kill at one, where `log` is given."""
 
-    def __init__(self, folder: Path, log: Path | None = None, calls: tuple[str, ...] = (), inject: str = "") -> None:
+    def __init__(
+        self, folder: Path, log: Path | None = None, calls: tuple[str, ...] = (), die: Site | None = None
+    ) -> None:
         self._told, tell = os.pipe()
         held, go = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             self._child(folder, held, tell)
-        self._tracer = None if log is None else self._trace(log, calls, inject)
+        self._tracer = None if log is None else self._trace(log, calls, die)
         os.write(go, b"!")
         for end in (tell, held, go):
             os.close(end)
@@ -162,13 +216,14 @@ class Forked:
             self._tracer.communicate()
         return Told(**json.loads(told)) if told else None
 
-    def _trace(self, log: Path, calls: tuple[str, ...], inject: str) -> subprocess.Popen[str]:
+    def _trace(self, log: Path, calls: tuple[str, ...], die: Site | None) -> subprocess.Popen[str]:
         command = [
             "strace",
             "-f",
             "-y",
             "-s",
             "0",
+            "-ttt",
             "-o",
             str(log),
             "-p",
@@ -176,7 +231,8 @@ class Forked:
             "-e",
             f"trace={','.join(calls)}",
         ]
-        command += ["-e", f"inject={inject}"] if inject else []
+        if die is not None:  # with a path, strace counts the calls on that path alone
+            command += ["-P", die.path, "-e", f"inject={die.call}:signal=SIGKILL:when={die.when}"]
         tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert tracer.stderr is not None
         attached = tracer.stderr.readline()

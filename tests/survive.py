@@ -1,6 +1,6 @@
 """Kill-point sweep: `kill -9` at many instants of a scan, each followed by a resume to the very same files.
 
-    python tests/survive.py [--kills 200] [--record FILE]
+    python tests/survive.py [--kills 200] [--side-by-side 2] [--minutes 30] [--record FILE]
 
 Every kind of system call that changes the disk is hit at several of its occurrences, in every kind of file (`strace -e
 inject=...:signal=SIGKILL`: the process dies just before the call), and random instants beside. Some resumed scans are
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
+import multiprocessing
 import os
 import platform
 import random
@@ -26,59 +28,24 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a process that forks has one thread
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from kill_rig import CALLS, REGION, SETTINGS, Durable, Forked, Site, Told, digest, sites
+from kill_rig import ANY, CALLS, REGION, SETTINGS, Durable, Forked, Site, Tally, Told, digest, sites
 from test_daemon import daemon
 
 from edge_scanner.control.client import Client, Event
 
 AREA = dict(zip(("x_mm", "y_mm", "width_mm", "height_mm"), REGION, strict=True))
-ANY = "any instant"
 TILES = 30
+ANY_CALL = 0.25
+"""So many of the kills at system calls are drawn by their instant alone, not to hit each call as often."""
 INSTANTS = random.SystemRandom()
-
-
-@dataclass
-class Tally:
-    """What was killed where, and what was wrong with what became of it."""
-
-    hits: Counter[tuple[str, str]] = field(default_factory=Counter)  # of (call, kind of file)
-    died_at: list[int] = field(default_factory=list)  # durable tiles
-    twice: int = 0
-    bad: list[str] = field(default_factory=list)
-
-    def calls(self) -> Counter[str]:
-        """Return the kills of each call."""
-        calls: Counter[str] = Counter()
-        for (call, _), n in self.hits.items():
-            calls[call] += n
-        return calls
-
-    def judge(
-        self, folder: Path, expected: str, where: list[tuple[str, str]], deaths: list[Durable], told: Told
-    ) -> None:
-        """Count the kills of one scan, and note what is wrong with it after its last resume."""
-        self.hits.update(where)
-        self.died_at += [len(death.tiles) for death in deaths]
-        self.twice += len(where) > 1
-        ends = [*deaths, Durable.of(folder)]
-        again = sorted({idx for idx, *_ in ends[-2].tiles} & set(told.captured)) if deaths else []
-        wrong = {
-            told.failed: bool(told.failed),
-            f"tiles {again} were captured again": bool(again),
-            f"forgotten or made again: {[b.without(a) for a, b in pairwise(ends)]}": any(
-                not a <= b for a, b in pairwise(ends)
-            ),
-            "half files are left": any(folder.rglob("*.partial")) or (folder / "spool").exists(),
-            "the pixels differ": not told.failed and digest(folder) != expected,
-        }
-        self.bad += [f"{' then '.join(map(' of '.join, where))}: {why}" for why, is_so in wrong.items() if is_so]
 
 
 class ScanSweep:
@@ -135,18 +102,23 @@ class ScanSweep:
         return (None if told else (ANY, "a scan")), told
 
     def _at(self, site: Site) -> tuple[tuple[str, str] | None, Told | None]:
-        told = Forked(self._folder, self._log, (site.call,), f"{site.call}:signal=SIGKILL:when={site.when}").wait()
-        hit = next((s for s in sites(self._log, self._folder) if s.when == site.when), None)  # may be another thread's
-        return (None if told else (site.call, hit.file if hit else "other")), told
+        told = Forked(self._folder, self._log, (site.call,), site).wait()
+        return (None if told else (site.call, site.file)), told
 
     def _pick(self, among: list[Site]) -> Site:
-        """Return a site of the call that was hit least, in the kind of file where it was tried least."""
+        """Return a site of the call hit least, in the kind of file where it was tried least; at times, any."""
         calls, tried, rng = self._tally.calls(), self._tried, self._rng
-        call = min(sorted({s.call for s in among}), key=lambda call: (calls[call], rng.random()))
-        files = sorted({s.file for s in among if s.call == call})
-        file = min(files, key=lambda file: (tried[call, file], rng.random()))
-        tried[call, file] += 1
-        return rng.choice([s for s in among if (s.call, s.file) == (call, file)])
+        durable_s = next((s.at_s for s in among if s.call == "syncfs"), among[0].at_s)
+        if rng.random() < ANY_CALL:
+            call, file = "", ""
+        else:
+            call = min(sorted({s.call for s in among}), key=lambda call: (calls[call], rng.random()))
+            files = sorted({s.file for s in among if s.call == call})
+            file = min(files, key=lambda file: (tried[call, file], rng.random()))
+            tried[call, file] += 1
+        instant_s = rng.uniform(rng.choice((among[0].at_s, durable_s)), among[-1].at_s)  # by count, most come early
+        of_kind = [s for s in among if (s.call, s.file) == (call, file)] or among
+        return min(of_kind, key=lambda s: abs(s.at_s - instant_s))
 
     def _count(self) -> list[Site]:
         """Return the calls of a scan, or of the resume of the one that is there."""
@@ -157,7 +129,7 @@ class ScanSweep:
 
 
 class DaemonSweep:
-    """Kills of the daemon at random instants between a command over ZeroMQ and the end of its work.
+    """Kills of the daemon at random instants after a random tile, or before the first; driven over ZeroMQ.
 
     Parameters
     ----------
@@ -168,27 +140,25 @@ class DaemonSweep:
 
     def __init__(self, root: Path, tally: Tally) -> None:
         self._root, self._tally = root, tally
-        self._whole_s = 0.0
         root.mkdir()
-        folder, told = self._run(None)
+        began_s = time.monotonic()
+        folder, told = self._run(dies=False)
         assert told and not told.failed, told
+        self._whole_s = time.monotonic() - began_s
         self.expected = digest(folder)
         self._clear()
 
     def trial(self) -> None:
         """Kill the daemon in a scan, and often in the resumed one too; then let it end."""
         deaths: list[Durable] = []
-        folder, told = self._run(self._instant_s())
+        folder, told = self._run(dies=True)
         while told is None:
             deaths.append(Durable.of(folder))
-            folder, told = self._run(self._instant_s() if INSTANTS.random() < 0.3 else None)
+            folder, told = self._run(dies=INSTANTS.random() < 0.3)
         self._tally.judge(folder, self.expected, [(ANY, "the daemon")] * len(deaths), deaths, told)
         self._clear()
 
-    def _instant_s(self) -> float:
-        return INSTANTS.uniform(0, self._whole_s)
-
-    def _run(self, kill_after_s: float | None) -> tuple[Path, Told | None]:
+    def _run(self, dies: bool) -> tuple[Path, Told | None]:
         """Begin a scan, or resume the unfinished one; return its folder and, where nobody killed it, what it told."""
         captured: list[int] = []
 
@@ -200,17 +170,23 @@ class DaemonSweep:
             if ended := [entry["scan_id"] for entry in client.scans() if entry["outcome"]]:
                 return self._root / ended[0], Told()  # killed after its outcome was in the journal
             scan_id = self._command(client)
-            began_s = time.monotonic()
-            if kill_after_s is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(timeout=kill_after_s)
+            if dies:
+                self._wait(client, child)
                 if client.status()["state"] != "IDLE":
                     child.kill()
                     return self._root / scan_id, None
             seen = client.wait_idle(scan_id, on_event=note)
-            if kill_after_s is None:  # the latest: how busy the machine is changes
-                self._whole_s = time.monotonic() - began_s
         return self._root / scan_id, Told(tuple(captured), "" if seen["outcome"] == "completed" else str(seen["fault"]))
+
+    def _wait(self, client: Client, child: subprocess.Popen[str]) -> None:
+        """Wait for a random one of the tiles, and a little longer."""
+        tiles = INSTANTS.randrange(TILES + 1)
+        with contextlib.closing(client.events(silence_s=1)) as events:
+            for event in events:
+                if event.fields.get("done", 0) >= tiles or event.fields.get("state") in ("IDLE", "FAULT"):
+                    break
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=INSTANTS.uniform(0, self._whole_s / 4))
 
     @staticmethod
     def _command(client: Client) -> str:
@@ -226,20 +202,17 @@ class DaemonSweep:
             shutil.rmtree(folder)
 
 
-def sweep(root: Path, kills: int, rng: random.Random) -> tuple[Tally, set[tuple[str, str]]]:
-    """Kill so often: 6 of 10 at system calls, half of these resumed and killed again, the rest anywhere."""
+def sweep(root: Path, kills: int, seed: int, until_s: float) -> tuple[Tally, set[tuple[str, str]]]:
+    """Kill so often: 6 of 10 at system calls, 2 where a scan and its resume are killed, the rest anywhere."""
+    root.mkdir()
     tally = Tally()
-    scans = ScanSweep(root / "scans", tally, rng)
-    if scans.first:
-        while sum(tally.hits.values()) < 0.6 * kills:
-            scans.trial(scans.first)
-        while sum(tally.hits.values()) < 0.8 * kills:
-            scans.trial(scans.first, scans.again)
-    while sum(tally.hits.values()) < 0.9 * kills:
-        scans.trial([], *[[]] * INSTANTS.randrange(2))
+    scans = ScanSweep(root / "scans", tally, random.Random(seed))
     daemons = DaemonSweep(root / "daemon", tally)
-    while sum(tally.hits.values()) < kills:
-        daemons.trial()
+    once = partial(scans.trial, scans.first)
+    anywhere, twice = partial(scans.trial, []), partial(scans.trial, scans.first, scans.again)
+    turns: Iterator[Callable[[], None]] = cycle((once, once, once, anywhere, once, once, once, twice, daemons.trial))
+    while sum(tally.hits.values()) < kills and time.monotonic() < until_s:
+        next(turns)()
     return tally, {(site.call, site.file) for site in [*scans.first, *scans.again]}
 
 
@@ -275,10 +248,17 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
     parser.add_argument("--record", type=Path)
+    parser.add_argument("--side-by-side", type=int, default=1, metavar="N", help="sweeps that share the kills")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="then it ends with the kills that it has")
     args = parser.parse_args()
-    began_s = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        tally, calls = sweep(Path(name), args.kills, random.Random(args.seed))
+    began_s, n = time.monotonic(), args.side_by_side
+    tally, calls = Tally(), set[tuple[str, str]]()
+    with tempfile.TemporaryDirectory() as name, multiprocessing.get_context("fork").Pool(n) as pool:
+        until_s = began_s + 60 * args.minutes
+        shares = [(Path(name) / str(i), math.ceil(args.kills / n), args.seed + i, until_s) for i in range(n)]
+        for part, seen in pool.starmap(sweep, shares, chunksize=1):
+            tally.add(part)
+            calls |= seen
     text = record(tally, calls, time.monotonic() - began_s)
     sys.stdout.write(text)
     if args.record:
