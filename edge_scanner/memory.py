@@ -47,13 +47,15 @@ def return_large_blocks() -> None:
         set_option(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def memory_limit(root: Path = Path("/")) -> tuple[int, str]:
-    """Return the bytes that the daemon can have at most, and what bounds them.
+def memory_limit(root: Path = Path("/"), service: str = "") -> tuple[int, str]:
+    """Return the bytes that this process can have at most, and what bounds them.
 
     Parameters
     ----------
     root : Path
         Where `proc` and `sys` lie.
+    service : str, optional
+        The control group of a service whose limits count too.
 
     Returns
     -------
@@ -63,7 +65,7 @@ def memory_limit(root: Path = Path("/")) -> tuple[int, str]:
     str
         Which one it is.
     """
-    return min([(meminfo("MemTotal", root), "the machine's memory"), *_groups(root)])
+    return min([(meminfo("MemTotal", root), "the machine's memory"), *_groups(root, service)])
 
 
 def meminfo(name: str, root: Path = Path("/")) -> int:
@@ -74,13 +76,15 @@ def meminfo(name: str, root: Path = Path("/")) -> int:
     raise KeyError(name)
 
 
-def _groups(root: Path) -> Iterator[tuple[int, str]]:
+def _groups(root: Path, service: str) -> Iterator[tuple[int, str]]:
     mounted = root / "sys/fs/cgroup"
     try:
         own = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
-    for line in [*own, f"0::/{SERVICE}", f"1:memory:/{SERVICE}"]:
+    if service:
+        own += [f"0::/{service}", f"1:memory:/{service}"]
+    for line in own:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             top, file = mounted, "memory.max"

@@ -49,9 +49,12 @@ V1 = "12:cpu,cpuacct:/x\n7:memory:/a/b\n1:name=systemd:/s\n0::/u\n"
     ],
 )
 def test_the_tightest_limit_counts(tmp_path: Path, group: str, limits: dict[str, object], bound: int, by: str) -> None:
-    limit, said = memory_limit(machine(tmp_path, group, **limits))
+    root = machine(tmp_path, group, **limits)
+    limit, said = memory_limit(root, SERVICE)
     assert limit == bound
     assert by in said
+    if SERVICE not in group and any(SERVICE in name for name in limits):
+        assert memory_limit(root)[0] == TOTAL, "a daemon that somebody runs by hand is not in the service's group"
 
 
 def test_here_the_limit_is_known() -> None:

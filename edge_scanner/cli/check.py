@@ -27,6 +27,7 @@ from edge_scanner.devices.rig import build_rig
 from edge_scanner.errors import ScannerError
 from edge_scanner.focus import check_focus
 from edge_scanner.focus.model import OnnxFocusModel
+from edge_scanner.memory import SERVICE
 from edge_scanner.scanner.budget import Budget
 from edge_scanner.shading import FlatField
 
@@ -99,7 +100,7 @@ def _storage(config: Config) -> Iterator[Finding]:
 
 def _memory(config: Config) -> Iterator[Finding]:
     def memory() -> str:
-        budget = Budget.of(config)
+        budget = Budget.of(config, service=SERVICE)
         told = budget.check()
         if (doubt := budget.doubt()) is not None:
             raise doubt

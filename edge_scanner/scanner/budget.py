@@ -42,13 +42,13 @@ class Budget:
     available: int
 
     @classmethod
-    def of(cls, config: Config, root: Path = Path("/")) -> Budget:
-        """Add up for a configuration; `root` is where `proc` and `sys` lie."""
+    def of(cls, config: Config, root: Path = Path("/"), service: str = "") -> Budget:
+        """Add up for a configuration, run by this process or a service; `root` is where `proc` and `sys` lie."""
         camera = config.camera
         frame = camera.width_px * camera.height_px * camera.channels * camera.bits // 8
         buffers = int((config.scan.buffer_mb + config.scan.cache_mb) * 1e6) + FRAMES * frame + REST_BYTES
         engine = engine_bytes(config.focus.providers) if config.focus.mode == "model" else 0
-        return cls(buffers, engine, *memory_limit(root), meminfo("MemAvailable", root))
+        return cls(buffers, engine, *memory_limit(root, service), meminfo("MemAvailable", root))
 
     def check(self) -> str:
         """Say what is planned.

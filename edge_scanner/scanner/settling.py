@@ -65,7 +65,7 @@ def settle(build: SlideBuild, cancelled: Callable[[], bool] = lambda: False) -> 
         _fuse(build, placed, cancelled)
         _exchange(build.folder)
     except ScannerError as error:
-        discard(build.folder)
+        undo(build.folder)  # the sync after the exchange may be what failed
         _log.warning("The settle pass was given up: %s", error)
         return None
     build.store.close()
