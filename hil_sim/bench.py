@@ -16,7 +16,7 @@ from edge_scanner import config as configs
 from edge_scanner.config import Config
 from hil_sim.rig import StageRig
 
-ANSWER_MS = 20_000
+ANSWER_MS = 120_000
 
 
 class Side:
