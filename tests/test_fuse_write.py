@@ -1,6 +1,7 @@
 """Streaming into the store: whole or not at all, resumed after any end, each tile read about once, on a cluster too."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -44,6 +45,27 @@ def test_tiles_are_read_about_once_whatever_the_chunk(source, tmp_path, chunk):
     report = fuse_slide(open_source(source), tmp_path / "o.ome.zarr", chunk_px=chunk, memory_mb=1.0)
     assert np.array_equal(levels(tmp_path / "o.ome.zarr")[0], IMAGE)
     assert 1 <= report.loads_per_tile <= 1.5
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Twenty by twenty tiles, turned a little."""
+    folder = tmp_path_factory.mktemp("many")
+    files = [folder / f"{k:03d}.npy" for k in range(400)]
+    for k, file in enumerate(files):
+        np.save(file, np.full((60, 60), k % 200, np.uint8))
+    return files, [np.array([[1, 0.01, 54 * (k % 20)], [-0.01, 1, 54 * (k // 20)], [0, 0, 1]]) for k in range(400)]
+
+
+@pytest.mark.parametrize("chunk", [8, 16, 30, 60, 120, 240])
+def test_with_room_for_twenty_tiles_each_of_many_is_read_about_once(many, chunk):
+    fusion = prepare(*many, cache_mb=20 * 3600 / 1e6)
+    for piece in pieces(fusion, chunk, 20 * 3600):
+        for row, cols in piece.runs:
+            for col in cols:
+                for index in fusion.touching((row * chunk, col * chunk), (chunk, chunk)):
+                    fusion.reader.tile(index)
+    assert 1 <= fusion.reader.loads / 400 <= 1.5
 
 
 def test_other_readers_see_the_same(source, tmp_path):
@@ -115,11 +137,11 @@ def test_pieces_cover_every_chunk_once_and_are_whole_shards():
     tiles = [np.zeros((50, 60), np.uint8)] * 12
     transforms = [np.array([[1, 0, 47 * (k % 4)], [0, 1, 41 * (k // 4)], [0, 0, 1]]) for k in range(12)]
     fusion = prepare(tiles, transforms)
-    for chunk_px in (2, 4, 10, 64, 1000):
-        seen = [(r, c) for p in pieces(fusion, chunk_px, 10**6) for r in p.rows for c in p.cols]
+    for chunk_px, cache_bytes in product((2, 4, 10, 64, 1000), (10**4, 10**6)):
+        seen = [(r, c) for p in pieces(fusion, chunk_px, cache_bytes) for r, cols in p.runs for c in cols]
         rows, cols = (-(-n // chunk_px) for n in fusion.extent)
         assert len(seen) == len(set(seen)) == rows * cols
-        assert all(p.rows[0] % 8 == p.cols[0] % 8 == 0 for p in pieces(fusion, chunk_px, 10**6))
+        assert all(p.rows[0] % 8 == p.cols[0] % 8 == 0 for p in pieces(fusion, chunk_px, cache_bytes))
 
 
 def test_an_existing_output_stays(source, tmp_path):

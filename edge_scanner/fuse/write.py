@@ -30,10 +30,27 @@ _AT_ONCE = 2 * SHARD_CHUNKS
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A rectangle of level-0 chunks that is fused, written and committed at once; it consists of whole shards."""
+    """A rectangle of level-0 chunks that is fused, written and committed at once; it consists of whole shards.
+
+    Parameters
+    ----------
+    rows, cols : range
+    strip : int
+        Columns that are worked down before the next ones are.
+    """
 
     rows: range
     cols: range
+    strip: int
+
+    @property
+    def runs(self) -> Iterator[tuple[int, range]]:
+        """The row and the columns of chunks that are made before they are encoded, in the order of work."""
+        at_once = min(self.strip, _AT_ONCE)
+        for left, row in product(self.cols[:: self.strip], self.rows):
+            right = min(left + self.strip, self.cols.stop)
+            for first in range(left, right, at_once):
+                yield row, range(first, min(first + at_once, right))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +64,40 @@ class Written:
 def pieces(fusion: Fusion, chunk_px: int, cache_bytes: int) -> list[Piece]:
     """Return the pieces in the order of work: bands of some shards' width, each from top to bottom.
 
-    While a band is worked down, chunk row after chunk row, only the tiles of that row must be kept; what is read twice
-    is what crosses from one band into the next. So a band is as wide as memory allows; often there is just one.
+    What is read twice is what crosses from one band, or from one strip of a piece, into the next; so they are as wide
+    as memory allows; often there is just one.
 
     Parameters
     ----------
     fusion : Fusion
     chunk_px : int
     cache_bytes : int
-        Tiles that may be kept; bounds the width of a band.
+        Tiles that may be kept; bounds the width of a band and of a strip.
     """
     height, width = (-(-side // chunk_px) for side in fusion.extent)
-    tile_height, tile_width, tile_bytes = fusion.tile_extent
-    shard = SHARD_CHUNKS * chunk_px
-    tiles_across = cache_bytes / (tile_bytes * (1.25 * chunk_px / tile_height + 1))
-    room_px = (tiles_across - 1) * tile_width / 1.25
-    shards = math.ceil(fusion.extent[1] / shard) if room_px >= fusion.extent[1] else max(1, int(room_px / shard))
-    step = shards * SHARD_CHUNKS
+    strip = min(_strip(fusion, chunk_px, cache_bytes), -(-width // SHARD_CHUNKS) * SHARD_CHUNKS)
+    if strip >= SHARD_CHUNKS:
+        strip -= strip % SHARD_CHUNKS
+    step = max(strip, SHARD_CHUNKS)
     return [
-        Piece(range(top, min(top + SHARD_CHUNKS, height)), range(left, min(left + step, width)))
+        Piece(range(top, min(top + SHARD_CHUNKS, height)), range(left, min(left + step, width)), strip)
         for left, top in product(range(0, width, step), range(0, height, SHARD_CHUNKS))
     ]
+
+
+def _strip(fusion: Fusion, chunk_px: int, cache_bytes: int) -> int:
+    """Return how many columns of chunks can be worked down, row by row, with each tile read once.
+
+    The reader drops what was used longest ago. So for a tile to be there still when the next row of chunks needs it,
+    all tiles that one row touches must be kept: one tile's row more than reaches into it, and one tile more across.
+    """
+    tile_height, tile_width, tile_bytes = fusion.tile_extent
+    own = len(fusion.touching((0, 0), fusion.extent)) * tile_height * tile_width
+    tiles_a_side = max(1.25, math.sqrt(own / math.prod(fusion.extent)))  # that begin within a tile's length
+    rows = 1 + int(tiles_a_side * (chunk_px / tile_height + 1))
+    across = cache_bytes / (tile_bytes * rows)
+    room_px = ((across - 1) / tiles_a_side - 1) * tile_width
+    return max(1, -(-fusion.extent[1] // chunk_px) if room_px >= fusion.extent[1] else int(room_px / chunk_px))
 
 
 def write(
@@ -192,8 +222,7 @@ class _Writer:
             return
         self.computed += 1
         tops = []
-        for row, left in product(piece.rows, piece.cols[::_AT_ONCE]):
-            cols = range(left, min(left + _AT_ONCE, piece.cols.stop))
+        for row, cols in piece.runs:
             emitted = list(self._pyramid.cascade(self._row(row, cols)))
             tops += [chunk for chunk in emitted if chunk.level == self._top]
             self._keep(emitted)
