@@ -19,6 +19,9 @@ from edge_scanner.plan import ScanPlan, ScanRegion
 app = typer.Typer(help="Send one command to a running daemon.", no_args_is_help=True)
 
 JSON = typer.Option(False, "--json", help="Print JSON.")
+TRUTH = (("against truth", "truth_px_p95", " px, p95"), ("PSNR", "psnr_db", " dB against the sharp specimen"))
+"""Name, key and unit of what only the simulator knows."""
+
 WAIT = typer.Option(False, "--wait", help="Block until the outcome; exit non-zero unless completed.")
 
 
@@ -47,10 +50,18 @@ def _request(context: typer.Context, verb: str, as_json: bool, **args: object) -
 def _show(title: str, result: Any, as_json: bool) -> None:
     if as_json:
         print_json(result)
+    elif isinstance(result, dict) and "accepted" in result:
+        print_report(result)
     elif isinstance(result, dict) and result:
-        print_rows("", [(key, _text(value)) for key, value in result.items()])
+        print_rows("", [row for key, value in result.items() for row in _rows(key, value)])
     else:
         print_rows("", [(title, "accepted")])
+
+
+def _rows(name: str, value: Any) -> list[tuple[str, str]]:
+    """Return a row for each value; a group's have its name before their own: `disk.free_bytes`."""
+    group = {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {}
+    return [(key, _text(inner)) for key, inner in (group or {name: value}).items()]
 
 
 def _text(value: Any) -> str:
@@ -65,8 +76,10 @@ def hello(context: typer.Context, as_json: bool = JSON) -> None:
 
 @app.command()
 def status(context: typer.Context, as_json: bool = JSON) -> None:
-    """State, progress, buffers, disk, fault."""
-    _request(context, "status", as_json)
+    """State, progress, buffers, disk, fault; `--json` has the last scan's report too."""
+    with context.obj() as client:
+        result = client.status()
+    _show("status", result if as_json else {key: value for key, value in result.items() if key != "report"}, as_json)
 
 
 @app.command()
@@ -229,6 +242,31 @@ def wait_for_scan(client: Client, scan_id: str, *, bar: bool = True) -> dict[str
     if status["outcome"] is None:
         raise ScannerError(f"The scan {scan_id} is unfinished; the daemon ended meanwhile.", "Start it again.")
     return {"scan_id": scan_id, "outcome": status["outcome"]}
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print what a person asks first of a scan's report; `report.json` has all of it."""
+
+    def value(key: str, unit: str = "", scale: float = 1.0) -> str:
+        v = report[key]
+        if v is None:
+            return "not known"
+        return f"{v * scale:g}{unit}" if isinstance(v, int | float) else f"{v}{unit}"
+
+    rows = [
+        ("outcome", value("outcome")),
+        ("tiles", f"{report['tiles']}: {report['accepted']} accepted, {report['blank']} blank, "
+                  f"{report['rejected']} rejected"),
+        ("in focus", f"{value('in_focus_share', ' %', 100)}, {value('frames_per_tile')} frames a tile"),
+        ("coverage", value("coverage", " %", 100)),
+        ("seam step", value("seam_step", " grey levels")),
+        ("registration", f"residual p95 {value('registration_px_p95', ' px')}"),
+        *((name, value(key, unit)) for name, key, unit in TRUTH if report[key] is not None),
+        ("time", f"{value('wall_s', ' s')}; {value('scan_s', ' s')} on the scan's clock"),
+        ("peak memory", value("peak_rss_mib", " MiB in the daemon")),
+        *((name, str(path)) for name, path in report["paths"].items()),
+    ]  # fmt: skip
+    print_rows("", rows)
 
 
 def _idle(status: dict[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from edge_scanner import config as configs
-from edge_scanner.cli.ctl import leave, wait_for_scan
-from edge_scanner.cli.output import print_json, print_rows
+from edge_scanner.cli.ctl import leave, print_report, wait_for_scan
+from edge_scanner.cli.output import print_json
 from edge_scanner.config import Config
 from edge_scanner.control.client import Client, NoAnswerError
 from edge_scanner.errors import ScannerError, UsageError
@@ -59,7 +58,7 @@ def demo(
     if as_json:
         print_json(report)
     else:
-        _print(report)
+        print_report(report)
     leave(report["outcome"])
 
 
@@ -114,27 +113,3 @@ def _await_start(client: Client, daemon: subprocess.Popen[bytes], sockets: Path)
         except NoAnswerError:
             if time.monotonic() > deadline_s:
                 raise
-
-
-def _print(report: dict[str, Any]) -> None:
-    def value(key: str, unit: str = "", scale: float = 1.0) -> str:
-        v = report[key]
-        if v is None:
-            return "not known"
-        return f"{v * scale:g}{unit}" if isinstance(v, int | float) else f"{v}{unit}"
-
-    rows = [
-        ("outcome", value("outcome")),
-        ("tiles", f"{report['tiles']}: {report['accepted']} accepted, {report['blank']} blank, "
-                  f"{report['rejected']} rejected"),
-        ("in focus", f"{value('in_focus_share', ' %', 100)}, {value('frames_per_tile')} frames a tile"),
-        ("coverage", value("coverage", " %", 100)),
-        ("seam step", value("seam_step", " grey levels")),
-        ("registration", f"residual p95 {value('registration_px_p95', ' px')}, "
-                         f"against the truth p95 {value('truth_px_p95', ' px')}"),
-        ("PSNR", value("psnr_db", " dB against the sharp specimen")),
-        ("time", f"{value('wall_s', ' s')}; {value('scan_s', ' s')} on the scan's clock"),
-        ("peak memory", value("peak_rss_mib", " MiB in the daemon")),
-        *((name, str(path)) for name, path in report["paths"].items()),
-    ]  # fmt: skip
-    print_rows("", rows)

@@ -25,7 +25,7 @@ from edge_scanner.control.replies import Replies
 from edge_scanner.control.trail import Trail
 from edge_scanner.devices.clock import Clock, RealClock
 from edge_scanner.errors import NotFoundError, ScannerError, StateError, UsageError
-from edge_scanner.state import LEGAL, State
+from edge_scanner.state import BUSY, LEGAL, State
 
 POLL_MS = 50
 BATCH = 256
@@ -331,5 +331,7 @@ def _is_stop(body: bytes) -> bool:
 
 def _illegal(command: str, state: State) -> StateError:
     legal = " ".join(sorted(LEGAL[command]))
-    advice = "Send reset, then home." if state is State.FAULT else f"Legal in: {legal}."
+    advice = "Send reset, then home." if state is State.FAULT else ""
+    if state in BUSY and State.IDLE in LEGAL[command]:
+        advice = "Wait until the work under way has ended, or send cancel."
     return StateError(f"{command} is not legal in state {state}, only in {legal}.", advice)
