@@ -57,6 +57,7 @@ CASES = {
     "no daemon": (1, lambda d: ("ctl", "--endpoint", f"ipc://{d}/none", "--timeout-s", "0.3", "status"), "No daemon"),
     "half a region": (2, lambda d: ("ctl", "scan", "--x-mm", 1), "--width-mm"),
     "unknown command": (2, lambda d: ("scna",), "scna"),
+    "audit of a truncated TIFF": (1, lambda d: ("audit", truncated_tiff(d)), "cut.tif"),
     "export of nothing": (1, lambda d: ("export", d / "none.ome.zarr", d / "o.tif"), "none.ome.zarr"),
 }
 

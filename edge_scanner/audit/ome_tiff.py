@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import zlib
@@ -57,20 +58,25 @@ def clean_tiff(path: Path, out: Path) -> None:
     SourceError
         Not a TIFF, or a label whose compression cannot be rewritten.
     """
-    with whole_file(out) as fd, _opened(path) as tiff:
+    with _opened(path) as tiff:
+        patches = list(_patches(tiff, path))
+    with whole_file(out) as fd:
         with path.open("rb") as source, os.fdopen(os.dup(fd), "wb") as copy:
             shutil.copyfileobj(source, copy, 4 << 20)
-        for offset, data in _patches(tiff, path):
+        for offset, data in patches:
             os.pwrite(fd, data, offset)
 
 
-def _opened(path: Path) -> Any:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file whose directories are read as they are asked for: what is broken in them is told as well."""
     try:
-        tiff = tifffile.TiffFile(path)
-        len(tiff.pages)
-    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        with tifffile.TiffFile(path) as tiff:
+            if not len(tiff.pages):  # the directories of a file that was cut off are missing: they lie at its end
+                raise SourceError(f"{path.name} holds no image.", "It may have been cut off; copy it again.")
+            yield tiff
+    except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
         raise SourceError(f"{path.name} cannot be read as a TIFF ({error}).", "Check the file.") from error
-    return tiff
 
 
 def _ome(tiff: Any) -> ET.Element | None:

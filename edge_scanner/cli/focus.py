@@ -109,7 +109,7 @@ def train(
     seed: int = typer.Option(1, "--seed", min=0),
     json_wanted: bool = JSON,
 ) -> None:
-    """Train a model and write it as ONNX; needs the extra [train] and the `models` folder of the source tree."""
+    """Train a model and write it as ONNX; needs the extra `train` and the `models` folder of the source tree."""
     if out.exists():
         raise UsageError(f"{out} exists already.", "Choose another --out.")
     try:
@@ -148,9 +148,9 @@ def _print(found: list[Answer], settings: Config, provider: str, json_wanted: bo
     if json_wanted:
         print_json(total | {"slides": slides})
         return
-    table = Table("slide", *(key for key in total if key != "provider"), box=None)
-    for name, figures in [*slides.items(), ("all", total)]:
-        table.add_row(name, *(_figure(value) for key, value in figures.items() if key != "provider"))
+    table = Table("", *slides, "all", box=None)
+    for key in (key for key in total if key != "provider"):
+        table.add_row(key, *(_figure(figures[key]) for figures in [*slides.values(), total]))
     Console(highlight=False).print(table)
 
 
