@@ -10,9 +10,8 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, fields, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -35,6 +34,7 @@ from edge_scanner.record import MemoryTrace, Records, Timings
 from edge_scanner.register import Match, Registrar
 from edge_scanner.register.registrar import LAG_ROWS
 from edge_scanner.scanner import settling
+from edge_scanner.scanner.emission import HeldFrames, Numbered, Watermark
 from edge_scanner.spool import HalvesOnDisk, Spool, checksum, sync_filesystem
 from edge_scanner.store import SlideStore, StoredPart
 from edge_scanner.store.codec import make_codec
@@ -48,58 +48,6 @@ CHECKPOINT_S = 5.0
 """Tiles accepted, or seconds passed, between two groups that are made durable."""
 
 MATCH = tuple(field.name for field in fields(Match))
-
-
-@dataclass(frozen=True, slots=True)
-class Numbered:
-    """A chunk with its number in the order of emission."""
-
-    number: int
-    chunk: Chunk
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of pixels held."""
-        return self.chunk.nbytes
-
-
-class _Watermark:
-    """The number below which every chunk has been appended; chunks may finish out of order."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._below = 0
-        self._ahead: set[int] = set()
-
-    def done(self, number: int) -> int:
-        with self._lock:
-            self._ahead.add(number)
-            while self._below in self._ahead:
-                self._ahead.remove(self._below)
-                self._below += 1
-            return self._below
-
-    @property
-    def below(self) -> int:
-        return self._below
-
-
-class _Frames:
-    """The spool as the mosaic sees it: a dropped frame stays until the chunks made from it are durable."""
-
-    def __init__(self, spool: Spool) -> None:
-        self._spool = spool
-        self._dropped: deque[tuple[int, int]] = deque()
-        self.emitted = 0
-        self.crop = spool.crop
-
-    def drop(self, index: int) -> None:
-        self._dropped.append((self.emitted, index))
-
-    def release(self, durable: int) -> None:
-        """Drop the frames that only chunks below that number were made from."""
-        while self._dropped and self._dropped[0][0] < durable:
-            self._spool.drop(self._dropped.popleft()[1])
 
 
 class SlideBuild(ABC):
@@ -150,7 +98,7 @@ class SlideBuild(ABC):
         stored = self._recover_store() if resume else frozenset[Key]()
         self.memory = MemoryTrace(self.journal.noted("memory") or ())
         self.halves = HalvesOnDisk(folder / "spool", self.store.dtype)
-        self._frames = _Frames(self.spool)
+        self._frames = HeldFrames(self.spool)
         self.mosaic = self._mosaic(stored)
         self.pyramid = self._pyramid(stored)
         self._unsaved: list[Callable[[], None]] = []
@@ -158,7 +106,7 @@ class SlideBuild(ABC):
         self._unsaved_lock = threading.Lock()
         self._checkpoint_s = time.monotonic()
         self.durable_tiles = 0
-        self._watermark = _Watermark()
+        self._watermark = Watermark()
         self._commit_lock = threading.Lock()
         self._durable = 0
         self._seen: set[int] = set()

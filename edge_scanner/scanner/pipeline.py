@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from edge_scanner.abort import Abort
 from edge_scanner.buffer import TileBuffer
 from edge_scanner.errors import AbortedError
-from edge_scanner.scanner.build import Numbered, SlideBuild
+from edge_scanner.scanner.build import SlideBuild
+from edge_scanner.scanner.emission import Numbered
 from edge_scanner.scanner.pulse import Pulse
 from edge_scanner.tile import Tile
 
