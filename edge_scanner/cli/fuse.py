@@ -42,7 +42,7 @@ def fuse(
     chunk: int | None = typer.Option(None, "--chunk", min=16, max=8192, help="Side of a chunk, px; 512."),
     feather_px: int | None = typer.Option(None, "--feather-px", min=1, help="Longest blending ramp; 64."),
     codec: str | None = typer.Option(None, "--codec", help="gzip (lossless, the default), zstd, jpeg or none."),
-    memory_mb: float = typer.Option(256.0, "--memory-mb", min=1, help="Tiles kept in memory."),
+    memory_mb: float = typer.Option(256.0, "--memory-mb", min=1, help="Tiles kept in memory; best twenty or more."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing OUT."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:

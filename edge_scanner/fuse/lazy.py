@@ -57,7 +57,9 @@ def fuse(
     order : int
         0 takes the nearest pixel (labels), 1 interpolates linearly, 3 is the best there is.
     cache_mb : float
-        Tiles that each process keeps in memory.
+        Tiles that each process keeps in memory. Dask computes chunks row by row: with room for two rows of tiles, each
+        is read at most 1.5 times; with less, small chunks read it as many times as rows of them cross it. The command
+        `edge-scanner fuse` orders its work so that less is enough.
 
     Returns
     -------
