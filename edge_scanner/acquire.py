@@ -15,6 +15,7 @@ import numpy as np
 
 from edge_scanner.config import Config
 from edge_scanner.devices.rig import Rig
+from edge_scanner.drift import Drift
 from edge_scanner.errors import AbortedError, DeviceError
 from edge_scanner.focus import FocusOutcome, make_focus
 from edge_scanner.focus.score import sharpness, texture
@@ -72,6 +73,8 @@ class Acquirer:
         Measured backlash in x, see `Mover`.
     shading : Shading, optional
         Flat-field correction of the pixels that are handed on.
+    drift : Drift, optional
+        Instead, one that follows the light; blank tiles tell it.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Acquirer:
         light_lost: Callable[[], None] | None = None,
         aborted: Callable[[], bool] = lambda: False,
         shading: Shading | None = None,
+        drift: Drift | None = None,
         bright: tuple[Target, float] | None = None,
         backlash_um: float = 0.0,
     ) -> None:
@@ -91,7 +95,7 @@ class Acquirer:
         self._light_lost = light_lost or _no_light
         self._config = config
         self._wait_if_paused, self._focus_lost = wait_if_paused, focus_lost
-        self._shading = shading or NoShading()
+        self._shading, self._drift = shading or NoShading(), drift
         self._focus = make_focus(config)
         self._mover = Mover(rig, config.stage.settle_ms, aborted, backlash_um=backlash_um)
         self._lamp = Lamp(
@@ -104,6 +108,11 @@ class Acquirer:
         """Take over what an earlier run measured, in scan order; `run` then goes on as that run would have."""
         for target, result in results:
             self._remember(target, result)
+
+    def learn(self, tile: Tile) -> None:
+        """Take over what a tile, of this run or an earlier one, told of the light."""
+        if self._drift:
+            self._drift.learn(tile)
 
     def run(self, targets: Iterable[Target]) -> Iterator[Tile]:
         """Yield one tile for every target, in their order; the light is on meanwhile and off afterwards.
@@ -176,7 +185,11 @@ class Acquirer:
             outcome, verdict = self._judge(first, visit, z_um, known)
         except _FrameError as error:
             return visit.rejected(z_um, error.message)
-        tile = visit.tile(outcome, verdict, self._shading)
+        shading = self._drift.correction(target.row) or NoShading() if self._drift else self._shading
+        tile = visit.tile(outcome, verdict, shading)
+        if self._drift and verdict is Verdict.BLANK:
+            tile = replace(tile, glass=self._drift.read(outcome.frame.pixels))
+            self.learn(tile)
         self._remember(target, tile.focus)
         return tile
 

@@ -127,6 +127,9 @@ class SimConfig(Section):
     read_noise_electrons: NotNegative = 6.0
     vignetting_corner: Share = Field(0.12, description="Light lost in the corner of the field.")
     motion_blur: bool = True
+    light_drift_per_mm: Finite = Field(
+        0.0, description="How much brighter than its middle the field's lower right corner gets with each mm of y."
+    )
 
 
 class IlluminationConfig(Section):
@@ -168,6 +171,7 @@ class ScanConfig(Section):
     attempts: int = Field(2, ge=1, le=10, description="Tries of a target whose frame could not be had.")
     max_rejected: int = Field(20, ge=1, description="Rejected targets in a row before the scan fails.")
     shading: Literal["auto", "off"] = Field("auto", description="Flat-field correction.")
+    glass_update: bool = Field(True, description="The flat field follows the light, by the blank tiles in passing.")
     settle_pass: bool = Field(
         False, description="After the scan: all places anew, and a new mosaic where they moved; needs keep_tiles."
     )

@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS tile (
     dz_um REAL, sigma_um REAL, timings_ms TEXT NOT NULL,
     truth_x_um REAL, truth_y_um REAL,
     place_y_px REAL, place_x_px REAL, registered INTEGER, residual_px REAL, crc32 INTEGER, gain REAL);
+CREATE TABLE IF NOT EXISTS glass (idx INTEGER PRIMARY KEY, light TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS pair (
     first INTEGER, second INTEGER, at INTEGER NOT NULL,
     dy_px REAL, dx_px REAL, sigma_px REAL, ncc REAL, margin REAL,
@@ -107,6 +108,8 @@ class Journal:
             None, None, None, None, crc32, None,
         )  # fmt: skip
         self._execute(f"INSERT OR REPLACE INTO tile VALUES ({','.join('?' * len(values))})", [values])
+        if tile.glass:
+            self._execute("INSERT OR REPLACE INTO glass VALUES (?, ?)", [(tile.index, json.dumps(tile.glass))])
 
     def place(self, placed: PlacedTile) -> None:
         """Record a target's final place; durable with the next `commit`."""
@@ -137,7 +140,7 @@ class Journal:
 
     def tiles(self) -> list[dict[str, Any]]:
         """Return every recorded target, in index order, as plain dictionaries."""
-        return self._rows("SELECT * FROM tile ORDER BY idx")
+        return self._rows("SELECT * FROM tile LEFT JOIN glass USING (idx) ORDER BY idx")
 
     def pairs(self) -> list[dict[str, Any]]:
         """Return every recorded pair as plain dictionaries."""
@@ -197,7 +200,7 @@ def tile_of(row: Mapping[str, Any], pixels: Pixels | None) -> Tile:
     position = Position(row["target_x_um"], row["target_y_um"], z_um)
     return Tile(
         row["idx"], row["row"], row["col"], position, reached, pixels, focus, Verdict(row["verdict"]), row["attempts"],
-        row["reason"], json.loads(row["timings_ms"]), truth,
+        row["reason"], json.loads(row["timings_ms"]), truth, tuple(json.loads(row["light"])) if row["light"] else None,
     )  # fmt: skip
 
 

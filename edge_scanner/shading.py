@@ -184,7 +184,7 @@ def flat_field(glass: Sequence[Pixels], dark: Pixels | None, setting: Setting, m
     dark : ndarray or None
         A frame with the light off; one that is not dark is left out of account.
     """
-    shown = [_cells(frame) for frame in glass]
+    shown = [cells(frame) for frame in glass]
     means = np.mean([mean for mean, _ in shown], axis=0)
     saturated = np.max([share for _, share in shown], axis=0) > SATURATED_SHARE
     offset = np.zeros(setting.channels) if dark is None else dark.mean(axis=(0, 1), dtype=np.float64)
@@ -213,16 +213,17 @@ class Correction:
     Parameters
     ----------
     gain : ndarray, (y, x, c)
+        Taken over and rounded in place where it is float32.
     dark : sequence of float, one a channel
         Grey levels, taken off first.
     """
 
     def __init__(self, gain: NDArray[Any], dark: Sequence[float]) -> None:
-        self._gain = np.array(gain, np.float32)
-        self._gain /= GAIN_STEP
-        np.rint(self._gain, out=self._gain)
-        self._gain *= GAIN_STEP
-        self._dark = (*dark, 0.0, 0.0, 0.0)[:4] if any(dark) else None
+        self.gain = np.asarray(gain, np.float32)
+        self.gain /= GAIN_STEP
+        np.rint(self.gain, out=self.gain)
+        self.gain *= GAIN_STEP
+        self.dark = (*dark, 0.0, 0.0, 0.0)[:4] if any(dark) else None
 
     def apply(self, pixels: Pixels) -> Pixels:
         """Return the corrected frame, same shape and dtype; what exceeds full scale is full scale."""
@@ -230,8 +231,8 @@ class Correction:
         corrected = np.empty_like(pixels)
         for top in range(0, len(pixels), BAND_PX):
             band = pixels[top : top + BAND_PX]
-            above = band if self._dark is None else cv2.subtract(band, self._dark, dtype=cv2.CV_32F).reshape(band.shape)
-            cv2.multiply(above, self._gain[top : top + BAND_PX], dst=corrected[top : top + BAND_PX], dtype=depth)
+            above = band if self.dark is None else cv2.subtract(band, self.dark, dtype=cv2.CV_32F).reshape(band.shape)
+            cv2.multiply(above, self.gain[top : top + BAND_PX], dst=corrected[top : top + BAND_PX], dtype=depth)
         return corrected
 
 
@@ -260,9 +261,10 @@ def correction(flat: FlatField, *, balance: bool) -> Correction | None:
     return Correction(field, dark)
 
 
-def _cells(frame: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return (rows, cols, c) cell means, and the share of pixels at full scale."""
+def cells(frame: Pixels, every: int = 1) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return (rows, cols, c) cell means, and the share of pixels at full scale, as one in so many rows tells them."""
     height, width, channels = frame.shape
+    frame = frame[every // 2 :: every]
     size = (max(1, width // CELL_PX), max(1, height // CELL_PX))
     top = np.iinfo(frame.dtype).max
 

@@ -108,6 +108,8 @@ class Tile:
         Milliseconds on the rig's clock by stage name (`move`, `settle`, `expose`, `focus`).
     truth : Position or None
         True position, where the rig knows it (simulator only).
+    glass : tuple of float or None
+        What clean glass told of the light, six numbers a channel; see `edge_scanner.drift`.
     """
 
     index: int
@@ -122,6 +124,7 @@ class Tile:
     reason: str = ""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     truth: Position | None = None
+    glass: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.pixels is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from edge_scanner.calibrate.axes import NoTextureError, StageAxes, measure_axes
@@ -14,6 +14,7 @@ from edge_scanner.calibrate.probe import Probe
 from edge_scanner.calibrate.stage_file import StageCalibration
 from edge_scanner.config import Config
 from edge_scanner.devices.rig import Rig
+from edge_scanner.drift import Drift
 from edge_scanner.geometry import MosaicFrame
 from edge_scanner.journal import Journal
 from edge_scanner.plan import ScanPlan, Target
@@ -32,11 +33,14 @@ class Prepared:
     shading : Correction or None
     backlash_um : float
         In x, as calibrated; 0 where it is not, or within the stage's error.
+    drift : Drift or None
+        Keeps the correction up with the light during the scan.
     """
 
     frame: MosaicFrame
     shading: Correction | None = None
     backlash_um: float = 0.0
+    drift: Drift | None = field(default=None, compare=False)
 
 
 def prepare(
@@ -74,7 +78,9 @@ def prepare(
         finally:
             rig.illumination.off()
     shading = None if flat is None else correction(flat, balance=config.camera.white_balance == "auto")
-    return Prepared(frame_of(plan, axes), shading, backlash_um)
+    followed = flat is not None and config.scan.glass_update and config.illumination.brightfield
+    drift = Drift(flat, shading) if flat is not None and followed else None
+    return Prepared(frame_of(plan, axes), shading, backlash_um, drift)
 
 
 def bright_place(

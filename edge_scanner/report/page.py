@@ -45,6 +45,8 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("settled_tiles", "Tiles that the settle pass moved by more than 0.3 px", ""),
     ("gain_min", "Smallest gain that made a tile as bright as its neighbours", ""),
     ("gain_max", "Largest", ""),
+    ("glass_updates", "Times that the flat field was changed after glass in passing", ""),
+    ("glass_drift", "by this share at most", ""),
     ("truth_px_p50", "Error against the true positions, median (simulator)", "px"),
     ("truth_px_p95", "Error against the true positions, p95 (simulator)", "px"),
     ("psnr_db", "PSNR against the specimen (simulator)", "dB"),

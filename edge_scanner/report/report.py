@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edge_scanner.config import Config
+from edge_scanner.drift import followed, largest_change
 from edge_scanner.geometry import Box, MosaicFrame
 from edge_scanner.memory import peak_rss_mib
 from edge_scanner.mosaic.source import Source, place, resampled
@@ -61,6 +62,8 @@ class ScanReport:
     settled_tiles: int | None
     gain_min: float | None
     gain_max: float | None
+    glass_updates: int
+    glass_drift: float
     truth_px_p50: float | None
     truth_px_p95: float | None
     psnr_db: float | None
@@ -144,6 +147,7 @@ def build_report(
     registered = [r for r in placed if r.placed and r.placed.registered]
     agreed = agreement(run.pairs, plan, frame)
     gains = [r.placed.gain for r in placed if r.placed]
+    light = followed([r.tile for r in by[Verdict.BLANK]], plan.rows - 1)
     quality = _quality(config, plan, frame, store, placed)
     truth = truth_errors_px(plan, true_axes(config, frame), registered or placed)
     mechanical_s = timings.total_ms("move", "settle", "expose") / 1000
@@ -171,6 +175,8 @@ def build_report(
         settled_tiles=run.settled_tiles,
         gain_min=_round(min(gains), 4) if gains else None,
         gain_max=_round(max(gains), 4) if gains else None,
+        glass_updates=len(light),
+        glass_drift=round(largest_change(light), 4),
         truth_px_p50=_round(np.percentile(truth, 50), 4) if truth.size else None,
         truth_px_p95=_round(np.percentile(truth, 95), 4) if truth.size else None,
         psnr_db=_round(quality.psnr_db),

@@ -93,7 +93,7 @@ class Scan(SlideBuild):
         )  # fmt: skip
         self.acquirer = Acquirer(
             rig, config, wait_if_paused=wait_if_paused, aborted=aborted, focus_lost=focus_lost, light_lost=light_lost,
-            shading=prepared.shading, bright=bright, backlash_um=prepared.backlash_um,
+            shading=prepared.shading, drift=prepared.drift, bright=bright, backlash_um=prepared.backlash_um,
         )  # fmt: skip
 
     def acquire(self) -> Iterator[Tile]:
@@ -103,9 +103,11 @@ class Scan(SlideBuild):
             yield tile
 
     def recover(self) -> list[Tile]:
-        """Go back to where an earlier run left off; see `SlideBuild.recover`. The focus surface is that run's too."""
+        """Go back to where an earlier run left off; see `SlideBuild.recover`. Focus surface and light too."""
         taken = super().recover()
         self.acquirer.restore((self.plan.target(tile.index), tile.focus) for tile in taken if tile.focus is not None)
+        for tile in taken:
+            self.acquirer.learn(tile)
         return taken
 
     def check_slide(self) -> None:

@@ -57,7 +57,7 @@ def channels(config: Config) -> tuple[Channel, ...]:
 class Objective:
     """Images the specimen; every frame is a pure function of position, smear and noise key.
 
-    Memory bound: one frame in float32, its margin, and one vignetting map.
+    Memory bound: one frame in float32, its margin, and two maps of the light.
 
     Parameters
     ----------
@@ -77,6 +77,7 @@ class Objective:
         h, w = self._shape
         y, x = np.ogrid[0:h, 0:w]
         corner2 = (h * h + w * w) / 4
+        self._across = ((y + 0.5) / h + (x + 0.5) / w - 1).astype(np.float32)
         self._radius2 = (((y + 0.5 - h / 2) ** 2 + (x + 0.5 - w / 2) ** 2) / corner2).astype(np.float32)
 
     def render(
@@ -113,6 +114,8 @@ class Objective:
             self._image(centre, travel_um, planes)
         if self._config.sim.vignetting and brightness > 0:
             planes *= 1 - np.float32(self._config.sim.vignetting_corner) * self._radius2
+        if drift := self._config.sim.light_drift_per_mm * centre.y_um / 1000:
+            planes *= 1 + np.float32(drift) * self._across
         if brightness != 1:
             planes *= np.float32(brightness)
         return self._digitise(planes, noise_key)
@@ -120,7 +123,8 @@ class Objective:
     def _nothing_to_do(self, centre: Position, travel_um: tuple[float, float]) -> bool:
         """Tell whether the frame is the specimen as it is: long scans are simulated so in a tenth of the time."""
         camera, sim = self._config.camera, self._config.sim
-        effects = (sim.blur, sim.noise, sim.vignetting, sim.mirror, sim.rotation_deg, camera.bits != 8)
+        light = sim.vignetting or sim.light_drift_per_mm
+        effects = (sim.blur, sim.noise, light, sim.mirror, sim.rotation_deg, camera.bits != 8)
         if any(effects) or camera.channels != 3 or not self._config.illumination.brightfield:
             return False
         if sim.motion_blur and self._smear(travel_um) is not None:
