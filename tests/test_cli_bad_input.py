@@ -23,6 +23,13 @@ def truncated_tiff(folder: Path) -> Path:
     return cut
 
 
+def headless_tiff(folder: Path) -> Path:
+    """Write the first bytes of a TIFF whose directory lay behind its pixels, as programs that stream write it."""
+    cut = folder / "cut.tif"
+    cut.write_bytes(b"II*\0" + (1_000_000).to_bytes(4, "little") + bytes(1000))
+    return cut
+
+
 def text_file(folder: Path) -> Path:
     path = folder / "notes.tif"
     path.write_text("this is no image")
@@ -57,7 +64,7 @@ CASES = {
     "no daemon": (1, lambda d: ("ctl", "--endpoint", f"ipc://{d}/none", "--timeout-s", "0.3", "status"), "No daemon"),
     "half a region": (2, lambda d: ("ctl", "scan", "--x-mm", 1), "--width-mm"),
     "unknown command": (2, lambda d: ("scna",), "scna"),
-    "audit of a truncated TIFF": (1, lambda d: ("audit", truncated_tiff(d)), "cut.tif"),
+    "audit of a truncated TIFF": (1, lambda d: ("audit", headless_tiff(d)), "cut.tif"),
     "export of nothing": (1, lambda d: ("export", d / "none.ome.zarr", d / "o.tif"), "none.ome.zarr"),
 }
 
