@@ -9,7 +9,8 @@ every page of the OME-TIFF must equal, decoded, those of the run without a kill;
 captured again, and no chunk that the journal had is written again. A kill of the process cannot show a missing fsync
 (the page cache survives): that needs a power cut.
 
-Each scan but the daemon's runs in a process forked from this one, which has imported everything and scanned nothing.
+Each scan but the daemon's runs in a process forked from this one, which has imported everything and scanned nothing;
+a daemon imports the sources anew, so nobody may change them meanwhile.
 """
 
 from __future__ import annotations
@@ -212,7 +213,11 @@ def sweep(root: Path, kills: int, seed: int, until_s: float) -> tuple[Tally, set
     anywhere, twice = partial(scans.trial, []), partial(scans.trial, scans.first, scans.again)
     turns: Iterator[Callable[[], None]] = cycle((once, once, once, anywhere, once, once, once, twice, daemons.trial))
     while sum(tally.hits.values()) < kills and time.monotonic() < until_s:
-        next(turns)()
+        try:
+            next(turns)()
+        except Exception as error:  # noqa: BLE001  recorded with the kills that there are
+            tally.bad.append(f"the sweep broke: {type(error).__name__}: {error}")
+            break
     return tally, {(site.call, site.file) for site in [*scans.first, *scans.again]}
 
 
