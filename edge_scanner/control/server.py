@@ -331,7 +331,9 @@ def _is_stop(body: bytes) -> bool:
 
 def _illegal(command: str, state: State) -> StateError:
     legal = " ".join(sorted(LEGAL[command]))
-    advice = "Send reset, then home." if state is State.FAULT else ""
-    if state in BUSY and State.IDLE in LEGAL[command]:
+    advice = "Ask for the status to see what it is doing."
+    if state is State.FAULT:
+        advice = "Send reset, then home."
+    elif state in BUSY and State.IDLE in LEGAL[command]:
         advice = "Wait until the work under way has ended, or send cancel."
     return StateError(f"{command} is not legal in state {state}, only in {legal}.", advice)

@@ -134,7 +134,9 @@ class Scanner:
 
     def status(self) -> dict[str, Any]:
         """Return the snapshot; see README for its keys."""
-        job = self._scan_job
+        machine, job = self._machine.snapshot(), self._scan_job
+        if job and job.scan_id != machine["scan_id"]:  # a new scan has begun, its job is still to come
+            job = None
         tiles, done = (len(job.plan), job.done) if job else (0, 0)
         pipeline, scan = (job.pipeline, job.scan) if job else (None, None)
         share = done / tiles if tiles else 0.0
@@ -142,7 +144,7 @@ class Scanner:
         scanning = self.state() in (State.SCANNING, State.PAUSED)
         usage = shutil.disk_usage(self._archive.root)
         return {
-            **self._machine.snapshot(),
+            **machine,
             "progress": round(share, 4),
             "tiles": tiles,
             "done": done,
