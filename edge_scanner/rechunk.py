@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ import zarr
 from edge_scanner.errors import AbortedError, StoreError, UsageError
 from edge_scanner.geometry import Box
 from edge_scanner.store import Level, SlideStore
+from edge_scanner.store.output import refuse_existing
 
 _COPIES = 6
 """How often a shard's pixels are held at once: read, decoded, split, encoded, and joined."""
@@ -79,7 +79,8 @@ def rechunk(
     Raises
     ------
     UsageError
-        `out` exists, a chunk size that cannot be, or too little memory for one chunk.
+        `out` exists (with `overwrite`: unless it is an OME-Zarr other than the source),
+        a chunk size that cannot be, or too little memory for one chunk.
     StoreError
         The source is damaged, or `out` cannot be written.
     AbortedError
@@ -87,8 +88,7 @@ def rechunk(
     """
     started = time.perf_counter()
     out = Path(out)
-    if os.path.lexists(out) and not overwrite:
-        raise UsageError(f"The output {out} exists.", "Give another name or --overwrite.")
+    refuse_existing(out, Path(src), overwrite=overwrite)
     source = SlideStore.open(Path(src))
     chunks = _one_a_level(chunk, len(source.levels))
     shards = tuple(size * _shard_chunks(source, size, memory_mb) for size in chunks)

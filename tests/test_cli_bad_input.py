@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from typer.testing import CliRunner
+
+from edge_scanner.cli.app import build
 
 
 def run(*words):
@@ -97,3 +100,16 @@ def test_check_reports_and_fails_on_a_missing_driver(tmp_path):
     bad = run("check", "--json", "--set", f"storage.root={tmp_path}", "--set", "stage.driver=nosuch")
     assert bad.returncode == 1
     assert any("nosuch" in f["detail"] and not f["ok"] for f in json.loads(bad.stdout)["findings"])
+
+
+@pytest.mark.parametrize("words", [("rechunk", "SRC", "OUT", "--chunk", "256"), ("segment", "SRC", "tissue", "OUT")])
+@pytest.mark.parametrize("out", [".", "slide.ome.zarr", "photographs"])
+def test_overwrite_takes_neither_the_source_nor_a_folder_of_something_else(words, out, tmp_path):
+    slide, folder = tmp_path / "slide.ome.zarr", tmp_path / out
+    slide.mkdir()
+    (slide / "zarr.json").write_text("{}")
+    folder.mkdir(exist_ok=True)
+    (folder / "precious").write_text("one of a kind")
+    asked = [{"SRC": str(slide), "OUT": str(folder)}.get(word, word) for word in words]
+    assert CliRunner().invoke(build([words[0]]), [*asked, "--overwrite"]).exception.code == "bad_argument"
+    assert (folder / "precious").read_text() == "one of a kind"

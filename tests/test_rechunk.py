@@ -114,7 +114,10 @@ def test_an_existing_output_is_replaced_only_on_demand(tmp_path: Path) -> None:
     (tmp_path / "r.ome.zarr" / "precious").touch()
     with pytest.raises(UsageError, match="exists"):
         rechunk(store.path, tmp_path / "r.ome.zarr", chunk=[32])
+    with pytest.raises(UsageError, match="no OME-Zarr"):
+        rechunk(store.path, tmp_path / "r.ome.zarr", chunk=[32], overwrite=True)
     assert (tmp_path / "r.ome.zarr" / "precious").exists()
+    (tmp_path / "r.ome.zarr" / "zarr.json").touch()
     rechunk(store.path, tmp_path / "r.ome.zarr", chunk=[32], overwrite=True)
     assert not (tmp_path / "r.ome.zarr" / "precious").exists()
     with pytest.raises(StoreError):

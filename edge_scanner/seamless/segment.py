@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from edge_scanner.seamless.plan import Plan, plan
 from edge_scanner.seamless.run import ModelError, run
 from edge_scanner.seamless.tissue import find_tissue, open_model
 from edge_scanner.store import SlideStore
+from edge_scanner.store.output import refuse_existing
 
 TILE_PX = 512
 BATCH = 4
@@ -96,14 +96,14 @@ def segment(
     Raises
     ------
     UsageError
-        `out` exists, or sizes that cannot be.
+        `out` exists (with `overwrite`: unless it is an OME-Zarr other than the source),
+        or sizes that cannot be.
     SourceError, ModelError, StoreError
     AbortedError
         `cancelled` returned True.
     """
     began = time.perf_counter()
-    if os.path.lexists(out) and not overwrite:
-        raise UsageError(f"The output {out} exists.", "Give another name or --overwrite.")
+    refuse_existing(out, src, overwrite=overwrite)
     source, model = SlideStore.open(src), open_model(model_path)
     if source.channels != model.channels:
         raise ModelError(
