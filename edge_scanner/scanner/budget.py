@@ -13,7 +13,7 @@ from edge_scanner.memory import meminfo, memory_limit
 FRAMES = 12
 """Frames in hand beyond the buffers: exposed, focused, corrected, placed, blended."""
 REST_BYTES = 340 << 20
-"""Program, overlap strips, unfinished chunks and pyramid; with 300 the kernel ended a scan of wide slides in 512 MiB."""
+"""Program, overlap strips, unfinished chunks and pyramid; with 300 the kernel ended a scan in 512 MiB."""
 ADVICE = "Lower scan.buffer_mb and scan.cache_mb, or raise MemoryMax (systemctl edit edge-scanner)."
 
 
