@@ -1,5 +1,6 @@
 """Fusion of known transforms: exact where it can be, close to the truth where it cannot, and never chunk-dependent."""
 
+import dask.array as da
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -219,21 +220,35 @@ def test_bad_tiles_are_named(tmp_path):
         fuse([good], [np.eye(3)], blend="none")
 
 
-@pytest.mark.parametrize("order", [0, 1])
-@pytest.mark.parametrize("axes", [1, 2, 3])
-@given(seed=st.integers(0, 10_000))
-@settings(deadline=None, max_examples=15)
-def test_the_plain_gather_is_scipys_affine_transform(axes, order, seed):
-    """The cases of dask-image's own tests of its affine transform: random matrices far from unity, constant mode."""
-    rng = np.random.default_rng(seed)
-    image = rng.random((16,) * axes)
-    matrix = np.eye(axes) + (rng.random((axes, axes)) - 0.5) * 5
-    offset = (rng.random(axes) - 0.5) / 5 * 16
-    expected = ndimage.affine_transform(image, matrix, offset, output_shape=(18,) * axes, order=order, prefilter=False)
+def affine_transform(image, matrix, offset, output_shape, output_chunks, order):
+    """Adapt the plain gather to dask-image's function of that name, in constant mode."""
+    axes = image.ndim
     inverse = np.eye(axes + 1)
     inverse[:axes, :axes], inverse[:axes, axes] = matrix, offset
-    got = np.zeros((18,) * axes)
-    for start, stop in ((0, 7), (7, 18)):  # in two pieces along the first axis
-        at = positions(inverse, (start,) + (0,) * (axes - 1), (stop - start,) + (18,) * (axes - 1))
-        got[start:stop] = sample(image[..., None], at, order, margin=0.0)[0][..., 0]
-    assert np.allclose(got, expected)
+
+    def block(block_info=None):
+        start, shape = zip(*((a, b - a) for a, b in block_info[None]["array-location"]), strict=True)
+        return sample(image[..., None], positions(inverse, start, shape), order, margin=0.0)[0][..., 0]
+
+    chunks = da.core.normalize_chunks(output_chunks, output_shape)
+    return da.map_blocks(block, chunks=chunks, dtype=float, meta=np.empty((0,) * axes))
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@given(
+    seed=st.integers(0, 10_000),
+    sides=st.sampled_from([(16, 16), (25, 25), (20, 30), (25, 10)]),
+    chunk=st.sampled_from([6, 7, 10, 16]),
+)
+@settings(deadline=None, max_examples=10)
+def test_the_plain_gather_is_scipys_affine_transform(axes, order, seed, sides, chunk):
+    """The cases of dask-image's own tests of its affine transform: random matrices far from unity, constant mode."""
+    rng = np.random.default_rng(seed)
+    image = rng.random((sides[0],) * axes)
+    matrix = np.eye(axes) + (rng.random((axes, axes)) - 0.5) * 5
+    offset = (rng.random(axes) - 0.5) / 5 * sides[0]
+    shape = (sides[1],) * axes
+    expected = ndimage.affine_transform(image, matrix, offset, output_shape=shape, order=order, prefilter=False)
+    got = affine_transform(image, matrix, offset, shape, (chunk,) * axes, order)
+    assert np.allclose(got.compute(scheduler="synchronous"), expected)

@@ -48,7 +48,9 @@ def write(path, image, pixel_size_um, chunk_px=128):
     return path
 
 
-def test_the_shipped_network_tells_tissue_from_glass_and_pen(tmp_path, scenes):
+def test_the_shipped_network_tells_tissue_from_glass_and_pen(tmp_path, scenes, monkeypatch):
+    (tmp_path / "tissue").mkdir()  # a folder of that name is not the network's file
+    monkeypatch.chdir(tmp_path)
     image, truth = scenes
     slide = write(tmp_path / "s.ome.zarr", np.repeat(np.repeat(image, 2, 0), 2, 1), 4.0)
     words = ["segment", str(slide), "tissue", str(tmp_path / "o.ome.zarr"), "--json"]

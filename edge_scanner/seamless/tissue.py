@@ -31,7 +31,7 @@ def open_model(path: Path) -> OnnxModel:
     SourceError
         There is none, or the shipped file is not the one that its card tells of.
     """
-    if path.exists() or str(path) != NAME:
+    if path.is_file() or str(path) != NAME:  # a folder of that name is none
         return OnnxModel(path)
     model = OnnxModel(_FILE)
     if hashlib.sha256(_FILE.read_bytes()).hexdigest() != json.loads(_FILE.with_suffix(".json").read_text())["sha256"]:
