@@ -102,7 +102,9 @@ def test_check_reports_and_fails_on_a_missing_driver(tmp_path):
     assert any("nosuch" in f["detail"] and not f["ok"] for f in json.loads(bad.stdout)["findings"])
 
 
-@pytest.mark.parametrize("words", [("rechunk", "SRC", "OUT", "--chunk", "256"), ("segment", "SRC", "tissue", "OUT")])
+@pytest.mark.parametrize(
+    "words", [("rechunk", "SRC", "OUT", "--chunk", "256"), ("segment", "SRC", "tissue", "OUT"), ("fuse", "SRC", "OUT")]
+)
 @pytest.mark.parametrize("out", [".", "slide.ome.zarr", "photographs"])
 def test_overwrite_takes_neither_the_source_nor_a_folder_of_something_else(words, out, tmp_path):
     slide, folder = tmp_path / "slide.ome.zarr", tmp_path / out
