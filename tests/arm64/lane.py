@@ -132,7 +132,9 @@ class Lane:
         sys.stdout.write(done.stdout[-12000:] + "\n")
         row = Row()
         for case in ET.parse(junit).iter("testcase"):
-            file = case.get("classname", "").removeprefix("tests.").partition(".")[0] + ".py"
+            if (name := case.get("classname")) is None:  # begun, and broken off with the run
+                continue
+            file = name.removeprefix("tests.").partition(".")[0] + ".py"
             kind = next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
             outcomes = row.files.setdefault(file, {})
             outcomes[kind] = outcomes.get(kind, 0) + 1
