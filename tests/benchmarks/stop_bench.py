@@ -66,7 +66,7 @@ def measure(protocol: str, instants: int, folder: Path) -> tuple[list[float], fl
 def main(words: list[str]) -> int:
     instants = next((int(word) for word in words if word.isdigit()), 200)
     failed = False
-    for protocol in [word for word in words if not word.isdigit()] or ["grbl", "squid", "asi"]:
+    for protocol in [word for word in words if not word.isdigit()] or ["grbl", "squid", "asi", "sangaboard", "prior"]:
         with tempfile.TemporaryDirectory(prefix="stop-") as folder:
             latencies, moved = measure(protocol, instants, Path(folder))
         p50, p99, worst = np.percentile(latencies, [50, 99, 100])
