@@ -21,6 +21,13 @@ def test_a_trace_is_bounded_and_ordered(steps):
     assert seconds == sorted(seconds)
 
 
+def test_samples_of_a_long_trace_stand_for_the_same_number_of_steps():
+    trace = MemoryTrace()
+    for _ in range(3 * SAMPLES):
+        trace.step()
+    assert len(trace.samples) == 3 * SAMPLES / 4, "four steps each"
+
+
 def test_a_short_rise_is_still_there_after_many_steps():
     trace = MemoryTrace()
     before_mib = rss_mib()
