@@ -94,3 +94,21 @@ def test_labels_are_those_of_this_process(client, tmp_path, name):
     )
     assert np.array_equal(a, b)
     assert np.unique(a).size > 1
+
+
+def test_every_worker_may_be_killed_while_labels_are_made(client, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime runs the network")
+    pytest.importorskip("onnx", reason="the scene's module imports it")
+    from seamless_scenes import write_slide
+
+    slide, sizes = write_slide(tmp_path / "s.ome.zarr", IMAGE), {"tile_px": 64, "overlap_px": 16, "level": 0}
+    alive = list(client.run(os.getpid).values())
+
+    def progress(share):
+        if alive and share > 0.6 - 0.2 * len(alive):
+            os.kill(alive.pop(), signal.SIGKILL)
+
+    here = segment(slide, Path("tissue"), tmp_path / "here.ome.zarr", **sizes)
+    there = segment(slide, Path("tissue"), tmp_path / "there.ome.zarr", client=client, progress=progress, **sizes)
+    assert not alive
+    assert here.classes == there.classes

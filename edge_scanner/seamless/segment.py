@@ -150,9 +150,14 @@ def _classes(model: OnnxModel, outputs: int | None) -> tuple[str, ...]:
 
 
 def _remote(client: Any, model: OnnxModel) -> Callable[[NDArray[Any]], Any]:
-    """Return the network as it is called on a cluster: each worker gets it once."""
-    there = client.scatter(model, broadcast=True)
+    """Return the network as it is called on a cluster: each worker gets it once, and again when it was restarted."""
+    there = client.submit(_same, model, pure=False)
     return lambda tiles: client.submit(_apply, there, tiles, pure=False)
+
+
+def _same(model: OnnxModel) -> OnnxModel:
+    """Be a task's result, which a scheduler makes anew when all workers that held it are gone."""
+    return model
 
 
 def _apply(model: OnnxModel, tiles: NDArray[Any]) -> NDArray[Any]:
