@@ -147,7 +147,7 @@ def test_pieces_cover_every_chunk_once_and_are_whole_shards():
 def test_an_existing_output_stays(source, tmp_path):
     out = tmp_path / "o.ome.zarr"
     out.mkdir()
-    (out / "mine").write_text("x")
+    (out / "zarr.json").write_text("{}")
     with pytest.raises(UsageError, match="exists"):
         fuse_slide(open_source(source), out)
     assert [p.name for p in tmp_path.iterdir()] == ["o.ome.zarr"]
@@ -239,3 +239,14 @@ def test_glass_lies_where_no_tile_does(tmp_path, dtype, channels, background):
     assert np.unique(mosaic).tolist() == sorted({7, background})
     assert (mosaic[:40, :40] == 7).all()
     assert (mosaic[:, 41:60] == background).all()
+
+
+def test_what_is_no_slide_is_never_replaced(source, tmp_path):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "precious.txt").write_text("kept")
+    for out in (notes, source, source.parent):
+        with pytest.raises(UsageError, match=r"no OME-Zarr|is the source"):
+            fuse_slide(open_source(source), out, overwrite=True)
+    assert (notes / "precious.txt").read_text() == "kept"
+    assert len(open_source(source).tiles) == len(PLACES)

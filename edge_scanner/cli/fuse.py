@@ -16,7 +16,6 @@ from edge_scanner.errors import ScannerError, UsageError
 from edge_scanner.fuse.slide import fuse_slide
 from edge_scanner.fuse.sources import open_source
 from edge_scanner.seamless.segment import segment as segment_slide
-from edge_scanner.store.output import refuse_existing
 
 
 class BlendName(StrEnum):
@@ -50,7 +49,6 @@ def fuse(
     """Fuse tiles with known places or transforms into an OME-Zarr with its pyramid; an interrupted run is resumed."""
     if chunk is not None and chunk % 2:
         raise UsageError(f"A chunk of {chunk} px cannot be.", "Use an even number.")
-    refuse_existing(out, source, overwrite=overwrite)
     tiles = open_source(source.resolve(), pixel_size_um)
     with _client(scheduler) as client, progress("fusing", wanted=not as_json) as show:
         report = fuse_slide(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from edge_scanner.memory import peak_rss_mib
 from edge_scanner.mosaic.kernel import Blend
 from edge_scanner.store import Channel, Codec, SlideMetadata
 from edge_scanner.store.codec import Gzip, Jpeg, Uncompressed, Zstd
+from edge_scanner.store.output import refuse_existing
 
 CHUNK_PX = 512
 _COLOURS = ("FFFFFF", "00FF00", "FF0000", "0000FF", "FF00FF", "00FFFF", "FFFF00")
@@ -167,8 +167,8 @@ def fuse_slide(
 
 
 def _check(tiles: TileSet, out: Path, overwrite: bool) -> None:
-    if os.path.lexists(out) and not overwrite:
-        raise UsageError(f"The output {out} exists.", "Give another name or --overwrite.")
+    for folder in {tiles.listing, *(Path(path).parent for tile in tiles.tiles for path, _ in tile.pages)}:
+        refuse_existing(out, folder, overwrite=overwrite)
     source = tiles.listing.resolve()
     if source == out.resolve().parent / "positions.csv":
         raise UsageError(
