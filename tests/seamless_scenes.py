@@ -14,8 +14,10 @@ from edge_scanner.tile import Chunk
 KERNEL = np.random.default_rng(7).normal(size=(2, 3, 3, 3)).astype(np.float32)
 
 
-def write_slide(path, image, chunk_px=64):
-    metadata = stores.SlideMetadata("s", 0.5, (stores.Channel("Brightfield"),), origin_x_um=100.0, origin_y_um=50.0)
+def write_slide(path, image, chunk_px=64, pixel_size_um=0.5):
+    metadata = stores.SlideMetadata(
+        "s", pixel_size_um, (stores.Channel("Brightfield"),), origin_x_um=100.0, origin_y_um=50.0
+    )
     height, width, channels = image.shape
     kind = {"channels": channels, "dtype": image.dtype}
     with stores.create(path, height_px=height, width_px=width, codec=Gzip(), fill_value=255, metadata=metadata,

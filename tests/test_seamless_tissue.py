@@ -10,11 +10,8 @@ from typer.testing import CliRunner
 from edge_scanner import store as stores
 from edge_scanner.cli.app import build
 from edge_scanner.errors import UsageError
-from edge_scanner.pyramid import Pyramid
 from edge_scanner.seamless.segment import segment
 from edge_scanner.seamless.tissue import find_tissue
-from edge_scanner.store.codec import Gzip
-from edge_scanner.tile import Chunk
 from models.tissue.scenes import CLASSES, make_scene, paint, texture
 
 pytest.importorskip("onnx", reason="onnx writes the networks")
@@ -32,27 +29,11 @@ def scenes():
     return np.concatenate([p for p, _ in made], axis=1), np.concatenate([t for _, t in made], axis=1)
 
 
-def write(path, image, pixel_size_um, chunk_px=128):
-    """A slide with its pyramid."""
-    metadata = stores.SlideMetadata("s", pixel_size_um, (stores.Channel("Brightfield"),))
-    kind = {"channels": 3, "dtype": image.dtype}
-    height, width = image.shape[:2]
-    with stores.create(path, height_px=height, width_px=width, codec=Gzip(), fill_value=255, metadata=metadata,
-                       chunk_px=chunk_px, **kind) as store:  # fmt: skip
-        pyramid = Pyramid([(v.height_px, v.width_px) for v in store.levels], fill=255, chunk_px=chunk_px, **kind)
-        level, t = store.levels[0], chunk_px
-        cells = [(r, c) for r in range(level.rows) for c in range(level.cols)]
-        chunks = (Chunk(0, r, c, image[r * t : (r + 1) * t, c * t : (c + 1) * t].copy()) for r, c in cells)
-        for chunk in pyramid.cascade(chunks):
-            store.append(store.encode(chunk))
-    return path
-
-
 def test_the_shipped_network_tells_tissue_from_glass_and_pen(tmp_path, scenes, monkeypatch):
     (tmp_path / "tissue").mkdir()  # a folder of that name is not the network's file
     monkeypatch.chdir(tmp_path)
     image, truth = scenes
-    slide = write(tmp_path / "s.ome.zarr", np.repeat(np.repeat(image, 2, 0), 2, 1), 4.0)
+    slide = write_slide(tmp_path / "s.ome.zarr", np.repeat(np.repeat(image, 2, 0), 2, 1), 128, 4.0)
     words = ["segment", str(slide), "tissue", str(tmp_path / "o.ome.zarr"), "--json"]
     done = CliRunner().invoke(build(["segment"]), words)
     assert done.exit_code == 0, done.output
@@ -104,7 +85,7 @@ def test_probabilities_are_an_image_with_a_channel_a_class(tmp_path, shape):
 def test_glass_is_skipped_where_asked(tmp_path, scenes):
     image = np.full((640, 1600, 3), 240, np.uint8)
     image[:160, :960] = scenes[0]
-    slide = write(tmp_path / "s.ome.zarr", image, 8.0)
+    slide = write_slide(tmp_path / "s.ome.zarr", image, 128, 8.0)
     model = write_network(tmp_path / "m.onnx", kernel=np.zeros((1, 3, 1, 1), np.float32), metadata={})
     whole = segment(slide, model, tmp_path / "w.ome.zarr", tile_px=128, overlap_px=32)
     part = segment(slide, model, tmp_path / "p.ome.zarr", tile_px=128, overlap_px=32, tissue_only=True)

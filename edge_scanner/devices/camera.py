@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from edge_scanner.config import CameraConfig
 from edge_scanner.tile import Frame
 
 
@@ -25,6 +26,11 @@ class PixelFormat:
     width_px: int
     channels: int
     bits: int
+
+    @classmethod
+    def of(cls, camera: CameraConfig) -> PixelFormat:
+        """Return what `[camera]` asks for."""
+        return cls(camera.height_px, camera.width_px, camera.channels, camera.bits)
 
 
 class Camera(ABC):

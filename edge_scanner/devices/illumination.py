@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 
 class Illumination(ABC):
@@ -25,3 +26,24 @@ class NoIllumination(Illumination):
 
     def off(self) -> None:
         """Do nothing."""
+
+
+class ControllerLight(Illumination):
+    """A light on the stage's controller, switched by commands on the stage's line.
+
+    Parameters
+    ----------
+    on, off : callable
+        Of the stage; `on` knows the configured level.
+    """
+
+    def __init__(self, on: Callable[[], None], off: Callable[[], None]) -> None:
+        self._on, self._off = on, off
+
+    def on(self) -> None:
+        """Switch on at the configured level."""
+        self._on()
+
+    def off(self) -> None:
+        """Switch off."""
+        self._off()

@@ -56,8 +56,7 @@ class ReconnectingCamera(Camera):
     @property
     def pixel_format(self) -> PixelFormat:
         """Shape and depth of the frames."""
-        camera = self._camera
-        return PixelFormat(camera.height_px, camera.width_px, camera.channels, camera.bits)
+        return PixelFormat.of(self._camera)
 
     def open(self) -> str:
         """Connect, set and read back."""

@@ -214,13 +214,13 @@ def _metadata(tiles: TileSet, fusion: Fusion, name: str, blend: str) -> SlideMet
 
 
 def _is_rgb(tiles: TileSet) -> bool:
-    """Tell whether tiles are colour pictures, on white glass, rather than stacks of channels."""
-    return common_shape(tiles.tiles).shape[2:] == (3,) and len(tiles.tiles[0].pages) == 1
+    """Tell, by the first, whether tiles are colour pictures, on white glass, rather than stacks of channels."""
+    return common_shape(tiles.tiles[:1]).shape[2:] == (3,) and len(tiles.tiles[0].pages) == 1
 
 
 def _glass(tiles: TileSet) -> int:
     """Return what is shown where no tile lies: white for colour pictures, black for all others."""
-    dtype = common_shape(tiles.tiles).dtype
+    dtype = common_shape(tiles.tiles[:1]).dtype
     return int(np.iinfo(dtype).max) if _is_rgb(tiles) and dtype.kind == "u" else 0
 
 

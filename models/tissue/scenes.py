@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_scanner.config import SimConfig
-from edge_scanner.sim.specimen import open_specimen
+from edge_scanner.sim.specimen import Specimen, open_specimen
 
 Rgb = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -37,7 +37,16 @@ class Texture:
 
 def read_slide(path: Path, reduce: int) -> Rgb:
     """Return a slide file, (y, x, 3), reduced by a whole factor by the mean of its pixels."""
-    specimen = open_specimen(SimConfig(slide=str(path)), 1.0)
+    return _reduced(open_specimen(SimConfig(slide=str(path)), 1.0), reduce)
+
+
+def paint(seed: int, side_mm: float = 6.0) -> Rgb:
+    """Return synthetic tissue at 4 um a pixel, drawn at half the resolution of a 20x objective."""
+    sim = SimConfig(seed=seed, tissue_width_mm=side_mm, tissue_height_mm=side_mm)
+    return _reduced(open_specimen(sim, 1.0), 4)
+
+
+def _reduced(specimen: Specimen, reduce: int) -> Rgb:
     height, width = specimen.height_px // reduce, specimen.width_px // reduce
     out = np.empty((height, width, 3), np.uint8)
     band = max(1, 2048 // reduce)
@@ -45,19 +54,6 @@ def read_slide(path: Path, reduce: int) -> Rgb:
         rows = min(band, height - y)
         pixels = specimen.read(y * reduce, 0, rows * reduce, width * reduce)
         out[y : y + rows] = cv2.resize(pixels, (width, rows), interpolation=cv2.INTER_AREA)
-    return out
-
-
-def paint(seed: int, side_mm: float = 6.0) -> Rgb:
-    """Return synthetic tissue at 4 um a pixel, drawn at half the resolution of a 20x objective."""
-    sim = SimConfig(seed=seed, tissue_width_mm=side_mm, tissue_height_mm=side_mm)
-    specimen, reduce = open_specimen(sim, 1.0), 4
-    side = round(side_mm * 1000 / reduce)
-    out = np.empty((side, side, 3), np.uint8)
-    for y in range(0, side, 128):
-        rows = min(128, side - y)
-        pixels = specimen.read(y * reduce, 0, rows * reduce, side * reduce)
-        out[y : y + rows] = cv2.resize(pixels, (side, rows), interpolation=cv2.INTER_AREA)
     return out
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
+from functools import partial
 
 from edge_scanner.config import Config
 from edge_scanner.devices.clock import Clock
-from edge_scanner.devices.illumination import Illumination
+from edge_scanner.devices.illumination import ControllerLight, Illumination
 from edge_scanner.devices.serial_line import SerialLine
 from edge_scanner.devices.serial_stage import REPLY_S, Report, SerialStage
 from edge_scanner.devices.stage import Stage
@@ -175,24 +176,8 @@ class GrblStage(SerialStage):
         return Report(match[1] == "Idle", Position(x, y, z / self._stage.z_scale))
 
 
-class GrblLight(Illumination):
-    """The lamp on the spindle output of the stage's controller."""
-
-    def __init__(self, config: Config, stage: GrblStage) -> None:
-        self._level = config.illumination.level
-        self._stage = stage
-
-    def on(self) -> None:
-        """Switch on at the configured level."""
-        self._stage.light_on(self._level)
-
-    def off(self) -> None:
-        """Switch off."""
-        self._stage.light_off()
-
-
 def make_illumination(config: Config, clock: Clock, stage: Stage) -> Illumination:  # noqa: ARG001
-    """Return the light on the stage's controller.
+    """Return the lamp on the spindle output of the stage's controller.
 
     Raises
     ------
@@ -201,7 +186,7 @@ def make_illumination(config: Config, clock: Clock, stage: Stage) -> Illuminatio
     """
     if not isinstance(stage, GrblStage):
         raise ConfigError("illumination.driver grbl needs stage.driver grbl.", "They share one controller.")
-    return GrblLight(config, stage)
+    return ControllerLight(partial(stage.light_on, config.illumination.level), stage.light_off)
 
 
 def make_stage(config: Config, clock: Clock) -> Stage:

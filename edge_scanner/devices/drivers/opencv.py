@@ -47,8 +47,7 @@ class OpenCvCamera(Camera):
     @property
     def pixel_format(self) -> PixelFormat:
         """Shape and depth of the frames."""
-        camera = self._camera
-        return PixelFormat(camera.height_px, camera.width_px, camera.channels, camera.bits)
+        return PixelFormat.of(self._camera)
 
     def open(self) -> str:
         """Connect, set, read back, and measure the frame period."""

@@ -62,8 +62,7 @@ class SimCamera(Camera):
     @property
     def pixel_format(self) -> PixelFormat:
         """Shape and depth of the frames."""
-        camera = self._config.camera
-        return PixelFormat(camera.height_px, camera.width_px, camera.channels, camera.bits)
+        return PixelFormat.of(self._config.camera)
 
     def open(self) -> str:
         """Open the specimen.

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 from itertools import cycle
 
 from edge_scanner.config import Config
 from edge_scanner.devices.clock import Clock
-from edge_scanner.devices.illumination import Illumination
+from edge_scanner.devices.illumination import ControllerLight, Illumination
 from edge_scanner.devices.serial_line import SerialLine
 from edge_scanner.devices.serial_stage import REPLY_S, Report, SerialStage
 from edge_scanner.devices.stage import Stage
@@ -219,24 +220,8 @@ class SquidStage(SerialStage):
         return mine and report[1] <= _FAILED and not any(report[19:22]) and crc8(report) == 0
 
 
-class SquidLight(Illumination):
-    """A light on the stage's controller: `illumination.source` is the firmware's number of it."""
-
-    def __init__(self, config: Config, stage: SquidStage) -> None:
-        self._config = config.illumination
-        self._stage = stage
-
-    def on(self) -> None:
-        """Switch on at the configured level."""
-        self._stage.light_on(self._config.source, self._config.level)
-
-    def off(self) -> None:
-        """Switch off."""
-        self._stage.light_off()
-
-
 def make_illumination(config: Config, clock: Clock, stage: Stage) -> Illumination:  # noqa: ARG001
-    """Return the light on the stage's controller.
+    """Return a light on the stage's controller: `illumination.source` is the firmware's number of it.
 
     Raises
     ------
@@ -245,7 +230,9 @@ def make_illumination(config: Config, clock: Clock, stage: Stage) -> Illuminatio
     """
     if not isinstance(stage, SquidStage):
         raise ConfigError("illumination.driver squid needs stage.driver squid.", "They share one controller.")
-    return SquidLight(config, stage)
+    return ControllerLight(
+        partial(stage.light_on, config.illumination.source, config.illumination.level), stage.light_off
+    )
 
 
 def make_stage(config: Config, clock: Clock) -> Stage:
