@@ -92,11 +92,11 @@ def test_the_async_client_has_keys_too(guarded: Guarded) -> None:
 
 def test_everyone_else_is_kept_out_and_told_why(guarded: Guarded, tmp_path: Path) -> None:
     endpoint, server_key = guarded.served.endpoint, guarded.keys / "server.key"
-    assert "does not allow this client's key" in why(guarded.client("stranger", timeout_s=0.6))
-    assert "keys are used on one side only" in why(Client(endpoint, timeout_s=0.6)).lower()
-    wrong = Client(endpoint, timeout_s=0.6, server_key=tmp_path / "stranger.key", key=tmp_path / "friend.key_secret")
+    assert "does not allow this client's key" in why(guarded.client("stranger", timeout_s=1.5))
+    assert "keys are used on one side only" in why(Client(endpoint, timeout_s=1.5)).lower()
+    wrong = Client(endpoint, timeout_s=1.5, server_key=tmp_path / "stranger.key", key=tmp_path / "friend.key_secret")
     assert "server key is not this daemon's" in why(wrong)
-    down = Client("tcp://127.0.0.1:9", timeout_s=0.6, server_key=server_key, key=tmp_path / "friend.key_secret")
+    down = Client("tcp://127.0.0.1:9", timeout_s=1.5, server_key=server_key, key=tmp_path / "friend.key_secret")
     assert "Nothing listens there" in why(down)
     assert guarded.served.scanner.calls == []
     assert list(guarded.served.scanner.known) == []
@@ -108,7 +108,7 @@ def test_a_key_for_a_daemon_without_keys_is_told_apart(tmp_path: Path) -> None:
     keys.new(tmp_path, "friend")
     with Served(tmp_path, **TCP) as served:
         mine = {"server_key": tmp_path / "friend.key", "key": tmp_path / "friend.key_secret"}
-        assert "keys are used on one side only" in why(Client(served.endpoint, timeout_s=0.6, **mine)).lower()  # type: ignore[arg-type]
+        assert "keys are used on one side only" in why(Client(served.endpoint, timeout_s=1.5, **mine)).lower()  # type: ignore[arg-type]
 
 
 def test_strangers_hear_no_event(guarded: Guarded) -> None:
@@ -125,7 +125,7 @@ def test_strangers_hear_no_event(guarded: Guarded) -> None:
 
 
 def test_allowing_and_revoking_need_no_restart(guarded: Guarded, tmp_path: Path) -> None:
-    assert "does not allow" in why(guarded.client("stranger", timeout_s=0.6))
+    assert "does not allow" in why(guarded.client("stranger", timeout_s=1.5))
     guarded.allow("stranger", tmp_path)
     with guarded.client("stranger") as second, guarded.client("friend") as first:
         assert (second.status()["state"], first.status()["state"]) == ("IDLE", "IDLE")

@@ -36,10 +36,11 @@ _WHY = {
         "Give --server-key and --key where the daemon has keys, and neither where it has none.",
     ),
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: (
-        "It hung up: the server key is not this daemon's.",
-        "Get the daemon's present server.key.",
+        "It hung up: the server key is not this daemon's, or keys are used on one side only.",
+        "Get the daemon's present server.key; give none where the daemon has no keys.",
     ),
 }
+_ONE_SIDED = _WHY[zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL]
 _DOWN = (
     "Nothing listens there.",
     "Check that it runs, that the endpoint is right, and that you may write to its socket.",
@@ -53,10 +54,13 @@ class Door:
     ----------
     socket : zmq.Socket
         Not connected yet; of a plain or an asyncio context.
+    has_keys : bool
+        Whether it comes with keys.
     """
 
-    def __init__(self, socket: Any) -> None:
+    def __init__(self, socket: Any, has_keys: bool) -> None:
         self._socket = socket
+        self._has_keys = has_keys
         address = f"inproc://door-{id(socket)}"
         socket.monitor(address, _WATCHED)
         self._told: zmq.Socket[bytes] = zmq.Context.shadow(socket.context.underlying).socket(zmq.PAIR)
@@ -74,7 +78,11 @@ class Door:
                 self._last = None if self._last == zmq.EVENT_HANDSHAKE_SUCCEEDED else self._last
             elif event != zmq.EVENT_CONNECTED or self._last is None:
                 self._last = event
-        return _DOWN if self._last is None else _WHY[self._last]
+        if self._last is None:
+            return _DOWN
+        # A daemon that wants keys hangs up on one who shows none; whether its greeting is read before is a race.
+        hung_up = self._last == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        return _ONE_SIDED if hung_up and not self._has_keys else _WHY[self._last]
 
     @property
     def is_down(self) -> bool:
@@ -104,7 +112,7 @@ def dealer(context: Any, endpoint: str, credentials: Credentials | None = None) 
     """
     opened = _opened(context, zmq.DEALER, credentials)
     opened.setsockopt(zmq.IMMEDIATE, 1)
-    door = Door(opened)
+    door = Door(opened, credentials is not None)
     try:
         return _connected(opened, endpoint), door
     except UsageError:
