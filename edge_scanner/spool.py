@@ -23,9 +23,14 @@ from edge_scanner.geometry import Box
 from edge_scanner.store.shard import disk_errors, write
 from edge_scanner.tile import Pixels
 
+BANDS = 4
+"""Row ranges of frames on disk that are kept in memory: a chunk touches that many tiles, and so does the next."""
+
 
 class Spool:
     """Frames by index, each one uncompressed TIFF; read by row ranges.
+
+    Bound: `cache_bytes`, and the rows that one chunk needs of `BANDS` frames.
 
     Parameters
     ----------
@@ -45,6 +50,7 @@ class Spool:
         self._cache: OrderedDict[int, Pixels] = OrderedDict()
         self._cached = 0
         self._layout: dict[int, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
+        self._bands: OrderedDict[tuple[int, int, int], Pixels] = OrderedDict()
 
     def __contains__(self, index: int) -> bool:
         return index in self._layout
@@ -103,17 +109,28 @@ class Spool:
         cached = self._cache.get(index)
         if cached is not None:
             return cached[box.y0 : box.y1, box.x0 : box.x1]
-        offset, (_, width, channels), dtype = self._layout[index]
-        row = width * channels * dtype.itemsize
-        with self.path(index).open("rb") as file:
-            data = os.pread(file.fileno(), box.height * row, offset + box.y0 * row)
-        if len(data) != box.height * row:
-            raise StoreError(f"The spooled frame {self.path(index).name} is truncated.", "Check the disk.")
-        rows = np.frombuffer(data, dtype).reshape(box.height, width, channels)
-        return rows[:, box.x0 : box.x1]
+        return self._rows(index, box.y0, box.y1)[:, box.x0 : box.x1]
+
+    def _rows(self, index: int, y0: int, y1: int) -> Pixels:
+        """Return rows of a frame on disk; those read last are kept, since chunks beside each other need the same."""
+        band = self._bands.pop((index, y0, y1), None)
+        if band is None:
+            offset, (_, width, channels), dtype = self._layout[index]
+            row = width * channels * dtype.itemsize
+            with self.path(index).open("rb") as file:
+                data = os.pread(file.fileno(), (y1 - y0) * row, offset + y0 * row)
+            if len(data) != (y1 - y0) * row:
+                raise StoreError(f"The spooled frame {self.path(index).name} is truncated.", "Check the disk.")
+            band = np.frombuffer(data, dtype).reshape(y1 - y0, width, channels)
+        self._bands[index, y0, y1] = band
+        while len(self._bands) > BANDS:
+            self._bands.popitem(last=False)
+        return band
 
     def drop(self, index: int) -> None:
         """Forget a frame whose chunks are all written."""
+        for key in [key for key in self._bands if key[0] == index]:
+            del self._bands[key]
         pixels = self._cache.pop(index, None)
         if pixels is not None:
             self._cached -= pixels.nbytes

@@ -19,6 +19,7 @@ from edge_scanner.fuse.slide import fuse_slide
 from edge_scanner.fuse.sources import open_source
 from edge_scanner.geometry import Box
 from edge_scanner.mosaic.gain import SHOULDER, levelled
+from edge_scanner.mosaic.source import Source, resampled
 from edge_scanner.register.gain import gains, with_ratio
 from edge_scanner.register.pairwise import NO_MATCH, Match, match
 from edge_scanner.report.quality import measure
@@ -205,6 +206,33 @@ def test_a_gain_of_one_touches_nothing():
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     assert levelled(pixels, 1.0) is pixels
     assert levelled(pixels.astype(np.float32), 1.5).max() == 70.5
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    gain=st.floats(0.8, 1.25),
+    shift=st.tuples(st.floats(-0.5, 0.5), st.floats(-0.5, 0.5)),
+    dtype=st.sampled_from(["uint8", "uint16"]),
+    cut=st.integers(1, 149),
+    low=st.sampled_from([0.0, 0.9]),
+)
+def test_a_moved_tile_is_levelled_before_its_one_rounding_wherever_it_is_cut(gain, shift, dtype, cut, low):
+    full = np.iinfo(dtype).max
+    image = np.random.default_rng(int(cut)).uniform(low * full, full, (150, 40, 3)).astype(dtype)
+    box = Box(0, 0, 150, 40)
+    source = Source(0, box, box, shift, lambda b: image[b.y0 : b.y1, b.x0 : b.x1], gain=gain)
+    whole = resampled(source, box)
+    parts = [resampled(source, Box(0, 0, cut, 40)), resampled(source, Box(cut, 0, 150, 40))]
+    assert np.array_equal(np.concatenate(parts), whole)
+    exact = resampled(replace(source, gain=1.0, crop=lambda b: image[b.y0 : b.y1, b.x0 : b.x1].astype(np.float32)), box)
+    wanted = exact.astype(float) * gain
+    if gain > 1:
+        top = SHOULDER * full
+        bent = top + (wanted - top) * (full - top) / (gain * full - top)
+        wanted = np.where(wanted > top, bent, wanted)
+    off = np.abs(whole - wanted.clip(0, full))
+    assert off.max() <= 0.5 + full * 2e-6
+    assert whole.dtype == image.dtype
 
 
 def strips(factor: float, level: float = 200.0, noise: float = 1.5, seed: int = 0) -> list[np.ndarray]:

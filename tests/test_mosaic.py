@@ -11,7 +11,7 @@ from scipy import ndimage
 from edge_scanner.geometry import Box
 from edge_scanner.mosaic import Mosaic
 from edge_scanner.mosaic.kernel import gather
-from edge_scanner.mosaic.source import Source, place, resampled
+from edge_scanner.mosaic.source import Source, place, resampled, typed
 from edge_scanner.mosaic.weights import ramp
 from edge_scanner.plan import ScanPlan, ScanRegion
 from edge_scanner.tile import PlacedTile, Verdict
@@ -170,3 +170,16 @@ def test_weights_are_positive_and_symmetric(length, feather):
     w = ramp(length, feather)
     assert (w >= 1).all()
     assert np.array_equal(w, w[::-1])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_averages_are_rounded_to_even_and_clipped(dtype):
+    full = np.iinfo(dtype).max
+    values = np.linspace(-0.2 * full, 1.2 * full, 4 * 1001 * 3).astype(np.float32).reshape(4, 1001, 3)
+    values[0, :6] = np.arange(18, dtype=np.float32).reshape(6, 3) + np.float32(0.5)
+    wanted = np.clip(np.rint(values), 0, full).astype(dtype)
+    into = np.zeros(values.shape, dtype)
+    assert np.array_equal(typed(values, np.dtype(dtype)), wanted)
+    assert np.array_equal(typed(values[:, 100:200], np.dtype(dtype)), wanted[:, 100:200])
+    assert typed(values, np.dtype(dtype), into) is into
+    assert np.array_equal(into, wanted)

@@ -160,20 +160,20 @@ class Fusion:
 
     def _source(self, index: int) -> Source:
         matrix, (height, width) = self._matrices[index], self._sides
-        crop = partial(self._crop, index)
+        crop, gain = partial(self._crop, index), 1.0 if self._gains is None else self._gains[index]
         if is_shift(matrix, (width, height)):
             box, shift = place(matrix[1, 2], matrix[0, 2], height, width, cubic=self.look.cubic)
             usable = box if self._reach is None else box.intersect(self._reach[index])
             doubt = math.inf if self._doubts_px is None else self._doubts_px[index]
-            return Source(index, box, usable, shift, crop, residual_px=doubt)
+            return Source(index, box, usable, shift, crop, residual_px=doubt, gain=gain)
         inverse = np.linalg.inv(matrix)
         (y0, x0), (y1, x1) = self._low[index], self._high[index]
         box = Box(int(y0), int(x0), int(y1), int(x1))
-        return Source(index, box, box, (0.0, 0.0), crop, Warp(inverse / inverse[2, 2], height, width))
+        warp = Warp(inverse / inverse[2, 2], height, width)
+        return Source(index, box, box, (0.0, 0.0), lambda part: levelled(crop(part), gain), warp)
 
     def _crop(self, index: int, box: Box) -> Pixels:
-        gain = 1.0 if self._gains is None else self._gains[index]
-        return levelled(self.reader.crop(index, box), gain).astype(self._dtype, copy=False)
+        return self.reader.crop(index, box).astype(self._dtype, copy=False)
 
     def _sampled(self, found: list[int], start: Sequence[int], shape: Sequence[int]) -> Pixels | None:
         """Blend by running weighted means, as the kernel does, over any number of axes."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_scanner.geometry import Box
+from edge_scanner.mosaic.gain import levelled
 from edge_scanner.mosaic.source import Source
 from edge_scanner.mosaic.weights import SEAM_PX, depth_of, seam
 from edge_scanner.tile import Pixels
@@ -85,7 +86,7 @@ def cuts_of(block: Box, sources: Sequence[Source]) -> dict[Pair, Cut]:
     for a, b in combinations(sources, 2):
         box = a.usable.intersect(b.usable)
         if not box.intersect(block).empty and max(a.residual_px, b.residual_px) > SURE_PX:
-            first, second = (s.crop(box.shifted(-s.box.y0, -s.box.x0)) for s in (a, b))
+            first, second = (levelled(s.crop(box.shifted(-s.box.y0, -s.box.x0)), s.gain) for s in (a, b))
             down = box.height >= box.width
             a_low = a.box.x0 <= b.box.x0 if down else a.box.y0 <= b.box.y0
             found[a.order, b.order] = _cut(box, first, second, a_low)

@@ -28,15 +28,35 @@ def levelled(pixels: Pixels, gain: float) -> Pixels:
     return table[pixels]
 
 
+def softened(scaled: NDArray[np.float32], gain: float, dtype: np.dtype[Any]) -> NDArray[np.float32]:
+    """Return pixels that are multiplied by the gain already, but not rounded, with their highlights as `levelled` does.
+
+    What the filter that multiplied them made brighter than full scale stays so.
+    """
+    if gain <= 1.0 or dtype.kind == "f":
+        return scaled
+    top, slope = _shoulder(np.iinfo(dtype).max, gain)
+    if not scaled.size or scaled.max() <= top:
+        return scaled
+    above = np.float32(top) + (scaled - np.float32(top)) * np.float32(slope)
+    bent: NDArray[np.float32] = np.minimum(scaled, above)
+    return bent
+
+
+def _shoulder(full: int, gain: float) -> tuple[float, float]:
+    """Return the scaled level above which highlights give way, and the slope from there to full scale."""
+    top = SHOULDER * full
+    return top, (full - top) / (gain * full - top)
+
+
 @lru_cache(maxsize=64)
 def _table(dtype: str, gain: float) -> NDArray[Any]:
     full = np.iinfo(dtype).max
     levels = np.arange(full + 1, dtype=np.float64)
     scaled = levels * gain
     if gain > 1:
-        knee, top = SHOULDER * full / gain, SHOULDER * full
-        above = top + (levels - knee) * (full - top) / (full - knee)
-        scaled = np.where(levels > knee, above, scaled)
+        top, slope = _shoulder(full, gain)
+        scaled = np.where(scaled > top, top + (scaled - top) * slope, scaled)
     table = np.rint(scaled).astype(dtype)
     table.flags.writeable = False
     return table

@@ -180,9 +180,14 @@ def _average(pixels: Sequence[Pixels], weights: Sequence[NDArray[np.float32]]) -
         return _mix(pixels[0], pixels[1], weights[0], weights[1])
     total = np.zeros(pixels[0].shape, np.float32)
     for p, w in zip(pixels, weights, strict=True):
-        total += p * w[..., None]
-    total /= np.sum(weights, axis=0)[..., None]
+        total += p * _thick(w, total)
+    total /= _thick(np.sum(weights, axis=0), total)
     return typed(total, pixels[0].dtype)
+
+
+def _thick(weight: NDArray[np.float32], like: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the weights (y, x) for every channel: numpy is slow along an axis as short as the channels'."""
+    return np.repeat(weight, like.shape[2], axis=1).reshape(like.shape)
 
 
 def _mix(first: Pixels, second: Pixels, weight: NDArray[np.float32], other: NDArray[np.float32]) -> Pixels:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Set
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_scanner.geometry import Box, MosaicFrame
-from edge_scanner.mosaic.gain import levelled
 from edge_scanner.mosaic.kernel import Blend, gather
 from edge_scanner.mosaic.ledger import Ledger
 from edge_scanner.mosaic.source import Source, place
@@ -124,11 +124,9 @@ class Mosaic:
     def _source(self, placed: PlacedTile) -> Source:
         box, shift = place(placed.y_px, placed.x_px, *self._tile, cubic=self._cubic)
         usable = box.intersect(along_line(self._reach[placed.index], self._canvas))
-        index, gain = placed.index, placed.gain
-        doubt = doubt_px(placed.verdict, placed.residual_px)
-        return Source(
-            index, box, usable, shift, lambda part: levelled(self._frames.crop(index, part), gain), residual_px=doubt
-        )
+        index, doubt = placed.index, doubt_px(placed.verdict, placed.residual_px)
+        crop = partial(self._frames.crop, index)
+        return Source(index, box, usable, shift, crop, residual_px=doubt, gain=placed.gain)
 
     def _chunk(self, row: int, col: int) -> Chunk:
         t = self._chunk_px

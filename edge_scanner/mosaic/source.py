@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_scanner.geometry import Box
+from edge_scanner.mosaic.gain import levelled, softened
 from edge_scanner.mosaic.warp import Warp
 from edge_scanner.tile import Pixels
 
 TAPS = 4
+STRIP_ROWS = 64
+"""Rows filtered at a time: as many as the processor's cache holds, in floats of a chunk's width."""
 EXACT_PX = 1e-3
 """A remainder below this is taken as a whole-pixel place: the pixels are copied untouched."""
 
@@ -41,6 +44,8 @@ class Source:
         The way from the mosaic to a tile that is not merely shifted; `box` then encloses the tile, `shift` is unused.
     residual_px : float
         How far the tile's overlaps are from agreeing with its place; infinite where that is not known.
+    gain : float
+        What makes the tile as bright as its neighbours, see `gain`.
     """
 
     order: int
@@ -50,6 +55,7 @@ class Source:
     crop: Callable[[Box], Pixels]
     warp: Warp | None = None
     residual_px: float = math.inf
+    gain: float = 1.0
 
 
 def place(y_px: float, x_px: float, height: int, width: int, *, cubic: bool) -> tuple[Box, tuple[float, float]]:
@@ -70,24 +76,30 @@ def place(y_px: float, x_px: float, height: int, width: int, *, cubic: bool) -> 
 
 
 def resampled(source: Source, part: Box) -> Pixels:
-    """Return the tile's pixels (y, x, c) on the mosaic's lattice for a part of its box.
+    """Return the tile's pixels (y, x, c) on the mosaic's lattice for a part of its box, as bright as they should be.
 
     A whole-pixel place is an exact copy; a sub-pixel one is a separable 4-tap cubic filter (Keys 1981, a = -1/2),
-    with the tile's edge repeated beyond its border.
+    with the tile's edge repeated beyond its border. The gain is part of the filter, so there is one rounding.
     """
     inner = part.shifted(-source.box.y0, -source.box.x0)
     dy, dx = (0.0 if abs(v) < EXACT_PX else v for v in source.shift)
     if dy == 0.0 and dx == 0.0:
-        return source.crop(inner)
+        return levelled(source.crop(inner), source.gain)
     grown = inner.grown(TAPS // 2).intersect(Box(0, 0, source.box.height, source.box.width))
     pixels = source.crop(grown)
     top, left = inner.y0 - grown.y0, inner.x0 - grown.x0
     (taps_x, at_x), (taps_y, at_y) = cubic_taps(dx), cubic_taps(dy)
-    shifted = cv2.sepFilter2D(
-        np.ascontiguousarray(pixels), cv2.CV_32F, taps_x, taps_y, anchor=(at_x, at_y), borderType=cv2.BORDER_REPLICATE
-    )
-    moved = shifted.reshape(pixels.shape)[top : top + inner.height, left : left + inner.width]
-    return typed(moved, pixels.dtype)
+    taps_y = taps_y * np.float32(source.gain)
+    out: Pixels = np.empty((inner.height, inner.width, pixels.shape[2]), pixels.dtype)
+    for y in range(0, inner.height, STRIP_ROWS):
+        rows = min(STRIP_ROWS, inner.height - y)
+        first = max(0, top + y - TAPS // 2)
+        strip = pixels[first : top + y + rows + TAPS // 2]
+        moved = cv2.sepFilter2D(
+            strip, cv2.CV_32F, taps_x, taps_y, anchor=(at_x, at_y), borderType=cv2.BORDER_REPLICATE
+        ).reshape(strip.shape)[top + y - first :][:rows, left : left + inner.width]
+        typed(softened(moved, source.gain, pixels.dtype), pixels.dtype, out[y : y + rows])
+    return out
 
 
 @lru_cache(maxsize=1024)
@@ -103,12 +115,21 @@ def cubic_taps(shift: float) -> tuple[NDArray[np.float32], int]:
     return normalised, 1 if shift <= 0 else 2
 
 
-def typed(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Pixels:
-    """Return averages in the tiles' type: rounded to even and clipped to its range where that is of integers."""
-    if values.dtype == dtype:
-        return values
-    depth = {"|u1": cv2.CV_8U, "<u2": cv2.CV_16U}.get(dtype.str)
-    if depth is None:
-        return values.astype(dtype)
-    typed: Pixels = cv2.add(values.reshape(len(values), -1), 0.0, dtype=depth)
-    return typed.reshape(values.shape)
+def typed(values: NDArray[np.float32], dtype: np.dtype[Any], out: Pixels | None = None) -> Pixels:
+    """Return averages (y, x, c) in the tiles' type: rounded to even and clipped to its range where that is of integers.
+
+    Into `out`, contiguous and of the same shape, where given.
+    """
+    if out is None:
+        if values.dtype == dtype:
+            return values
+        out = np.empty(values.shape, dtype)
+    if dtype == np.uint8:  # by far the fastest conversion of OpenCV, but of magnitudes
+        flat = np.ascontiguousarray(values).reshape(len(values), -1)
+        cv2.convertScaleAbs(cv2.threshold(flat, 0, 0, cv2.THRESH_TOZERO)[1], dst=out.reshape(len(values), -1))
+    elif dtype.str == "<u2":
+        flat = np.ascontiguousarray(values).reshape(len(values), -1)
+        cv2.add(flat, 0.0, dst=out.reshape(len(values), -1), dtype=cv2.CV_16U)
+    else:
+        out[...] = values
+    return out

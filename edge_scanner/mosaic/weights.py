@@ -6,6 +6,7 @@ Shared by the online mosaic, the offline fusion and the seamless inference.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from edge_scanner.geometry import Box
 
 
+@lru_cache(maxsize=64)
 def ramp(length: int, feather: int) -> NDArray[np.float32]:
     """Return the weights along one axis of a tile: the distance to the nearer edge in pixels, at most `feather`.
 
@@ -29,9 +31,12 @@ def ramp(length: int, feather: int) -> NDArray[np.float32]:
     Returns
     -------
     ndarray, (length,), float32
+        Not to be written to.
     """
     i = np.arange(length, dtype=np.float32)
-    return np.minimum(np.minimum(i + 1, length - i), np.float32(max(1, feather)))
+    weights = np.minimum(np.minimum(i + 1, length - i), np.float32(max(1, feather)))
+    weights.flags.writeable = False
+    return weights
 
 
 def depth_of(box: Box, cell: Box) -> NDArray[np.float32]:
