@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from register_scenes import GLASS, Scene, scene
-from scan_rig import levels_of
+from scan_rig import levels_of, small_config
 from scene_build import build
 
 from edge_scanner import config as configs
 from edge_scanner.errors import ConfigError
 from edge_scanner.fuse.slide import fuse_slide
 from edge_scanner.fuse.sources import open_source
+from edge_scanner.journal import Journal
+from edge_scanner.plan import ScanRegion
 from edge_scanner.scanner import settling
-from edge_scanner.scanner.scan import run_nested
+from edge_scanner.scanner.archive import Archive
+from edge_scanner.scanner.scan import make_plan, run_nested
 from edge_scanner.scanner.settling import settle
 from edge_scanner.tile import PlacedTile
 
@@ -113,6 +117,20 @@ def test_a_scan_broken_off_within_the_pass_keeps_its_store(scanned, case, tmp_pa
     for a, b in zip(levels_of(again.folder), before, strict=True):
         assert np.array_equal(a, b)
     again.close()
+
+
+def test_a_start_removes_the_store_that_a_kill_behind_the_outcome_left_and_no_unfinished_one(tmp_path):
+    archive = Archive(small_config(tmp_path))
+    plan = make_plan(small_config(tmp_path), ScanRegion(0.0, 0.0, 0.8, 0.6))
+    for name in ("completed", "cancelled", "failed", "unfinished"):
+        folder = archive.create(name, plan, "2026-01-01T00:00:00Z")
+        with closing(Journal(folder / "journal.sqlite")) as journal:
+            journal.note("outcome", None if name == "unfinished" else name)
+        (folder / "settling" / "slide.ome.zarr").mkdir(parents=True)
+    (archive.create("bare", plan, "2026-01-01T00:00:00Z") / "settling").mkdir()
+    archive.prepare()
+    left = {path.parent.name for path in tmp_path.glob("*/settling")}
+    assert left == {"failed", "unfinished", "bare"}, "a scan that is gone on with takes its store back"
 
 
 def test_a_scan_that_is_right_is_left_alone(tmp_path):

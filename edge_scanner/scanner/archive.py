@@ -18,10 +18,13 @@ from edge_scanner.errors import DiskLowError, NotFoundError, ScannerError, State
 from edge_scanner.focus.calibration import named_focus_calibration
 from edge_scanner.focus.model import ModelFile
 from edge_scanner.plan import ScanPlan
+from edge_scanner.scanner import settling
 from edge_scanner.spool import sync_filesystem
 from edge_scanner.state import Outcome
 from edge_scanner.store.shard import disk_errors
 
+ENDED = (Outcome.COMPLETED, Outcome.CANCELLED)
+"""Outcomes of scans that are not gone on with."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -39,7 +42,7 @@ class Archive:
         self._ended: dict[str, dict[str, Any]] = {}
 
     def prepare(self) -> None:
-        """Make the root.
+        """Make the root, and remove what a kill between a scan's outcome and its tidying up left in it.
 
         Raises
         ------
@@ -54,6 +57,10 @@ class Archive:
             ) from error
         if not os.access(self.root, os.W_OK | os.X_OK):
             raise StoreError(f"The storage root {self.root} is not writable.", "Change its owner or storage.root.")
+        for left in self.root.glob(f"*/{settling.FOLDER}"):
+            with suppress(StoreError):
+                if _journalled(left.parent / "journal.sqlite")[0] in ENDED:
+                    settling.discard(left.parent)
 
     def check_room(self, plan: ScanPlan, folder: Path | None = None) -> None:
         """Refuse a plan that the disk has no room for; of an unfinished scan, beside what its folder takes already.
@@ -185,7 +192,7 @@ class Archive:
             "done": done,
             "started": told.get("started", ""),
         }
-        if outcome in (Outcome.COMPLETED, Outcome.CANCELLED):
+        if outcome in ENDED:
             self._ended[folder.name] = entry
         return entry
 
