@@ -7,7 +7,7 @@ place is approached from the same side, so that backlash is the same whether a s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -114,8 +114,10 @@ class Acquirer:
         if self._drift:
             self._drift.learn(tile)
 
-    def run(self, targets: Iterable[Target]) -> Iterator[Tile]:
+    def run(self, targets: Iterable[Target]) -> Generator[Tile, None, None]:
         """Yield one tile for every target, in their order; the light is on meanwhile and off afterwards.
+
+        Whoever does not take all of them closes it: that puts the light off, and raises where it cannot be.
 
         Raises
         ------

@@ -7,10 +7,11 @@ The first failure is kept as the cause; every blocked wait wakes.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 
 from edge_scanner.abort import Abort
 from edge_scanner.buffer import TileBuffer
@@ -22,6 +23,8 @@ from edge_scanner.tile import Tile
 
 WRITERS = 2
 CHUNK_BUFFER_BYTES = 48 << 20
+
+_log = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -71,8 +74,8 @@ class Pipeline:
         threads += [threading.Thread(target=self._write, name=f"writer-{n}") for n in range(WRITERS)]
         for thread in threads:
             thread.start()
-        with self._guard():
-            for tile in self._targets():
+        with self._guard(), closing(self._targets()) as tiles:  # the light is off before anything else is done
+            for tile in tiles:
                 self._on_tile(tile)
                 self._pulse.rest()
                 self.tiles.append(tile)
@@ -85,7 +88,7 @@ class Pipeline:
         self._abort.check()
         self._scan.finish()
 
-    def _targets(self) -> Iterator[Tile]:
+    def _targets(self) -> Generator[Tile, None, None]:
         try:
             yield from self._scan.acquire()
         except AbortedError:
@@ -123,6 +126,8 @@ class Pipeline:
         except AbortedError:
             self._abort.set()
         except BaseException as error:  # noqa: BLE001  every failure of a thread is the scan's
+            if self._abort:
+                _log.error("While the scan was ending: %s", error)  # the first failure, or the stop, is its cause
             self._abort.set(error)
         finally:
             self._pulse.rest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from edge_scanner.acquire import Acquirer
@@ -98,9 +99,11 @@ class Scan(SlideBuild):
 
     def acquire(self) -> Iterator[Tile]:
         """Yield a tile for each target of the plan, in order."""
-        for tile in self.acquirer.run(target for target in self.plan if target.index not in self._seen):
-            self._seen.add(tile.index)
-            yield tile
+        targets = (target for target in self.plan if target.index not in self._seen)
+        with closing(self.acquirer.run(targets)) as tiles:
+            for tile in tiles:
+                self._seen.add(tile.index)
+                yield tile
 
     def recover(self) -> list[Tile]:
         """Go back to where an earlier run left off; see `SlideBuild.recover`. Focus surface and light too."""
