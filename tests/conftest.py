@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 
 @pytest.fixture(scope="session")
@@ -19,5 +19,9 @@ def shared_data() -> Path:
     return folder
 
 
-settings.register_profile("project", deadline=None, max_examples=50)
+NO_CLOCK = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # a busy machine is no fault
+# A change is judged on the same examples each time: what it breaks, not what chance finds in it. Chance has its own
+# run: pytest --hypothesis-profile=explore.
+settings.register_profile("project", max_examples=50, derandomize=True, **NO_CLOCK)
+settings.register_profile("explore", max_examples=50, derandomize=False, **NO_CLOCK)
 settings.load_profile("project")

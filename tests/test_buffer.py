@@ -61,20 +61,34 @@ def test_a_blocked_call_wakes_on_abort(blocked):
     thread.start()
     entered.wait()
     abort.set(ValueError("cause"))
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert woken == [True]
     assert isinstance(abort.cause, ValueError)
 
 
 def test_a_full_buffer_makes_the_producer_wait_and_counts_it():
-    buffer: TileBuffer[Item] = TileBuffer(10, Abort())
+    buffer = TileBuffer(10, Abort())
     buffer.append(Item(0, 10))
     appended = threading.Event()
-    producer = threading.Thread(target=lambda: (buffer.append(Item(1, 10)), appended.set()))
+    asked = threading.Event()
+
+    class Asked:
+        """An item that tells when the buffer asks whether it fits."""
+
+        name = 1
+
+        @property
+        def nbytes(self):
+            asked.set()
+            return 10
+
+    producer = threading.Thread(target=lambda: (buffer.append(Asked()), appended.set()))
     producer.start()
-    assert not appended.wait(0.05)
+    assert asked.wait(60)
+    assert len(buffer) == 1, "asked while the producer had the lock, answered once it waits"
+    assert not appended.is_set()
     assert buffer.popleft().name == 0
-    assert appended.wait(10)
+    assert appended.wait(60)
     producer.join()
     assert buffer.stall_s > 0
 

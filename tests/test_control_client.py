@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import zmq
-from control_rig import REGION, Served
+from control_rig import PATIENT_S, REGION, Served
 
+from edge_scanner.control import async_client
+from edge_scanner.control import client as sync_client
 from edge_scanner.control.client import AsyncClient, Client, Event, NoAnswerError, RemoteError
 from edge_scanner.errors import ScannerError, UsageError
 from edge_scanner.state import State
@@ -37,7 +39,7 @@ class Publisher:
     def __init__(self, folder: Path) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
-        self._socket.setsockopt(zmq.RCVTIMEO, 5000)
+        self._socket.setsockopt(zmq.RCVTIMEO, int(PATIENT_S * 1000))
         self.endpoint = f"ipc://{folder}/own.ipc"
         self._socket.bind(self.endpoint)
 
@@ -114,7 +116,7 @@ def test_no_daemon_is_said_and_a_later_one_does_not_get_the_request(tmp_path: Pa
             client.home()
         with Served(tmp_path) as served, Client(endpoint) as other:
             assert other.status()["state"] == "IDLE"
-            client._timeout_s = 5
+            client._timeout_s = PATIENT_S
             assert client.status()["state"] == "IDLE"
             assert served.scanner.calls == []
 
@@ -130,7 +132,7 @@ def lossy_server(folder: Path, ignore: int) -> Iterator[tuple[str, list[bytes]]]
     """A ROUTER that answers only after having ignored some requests, and precedes the answer by a foreign one."""
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
-    router.setsockopt(zmq.RCVTIMEO, 5000)
+    router.setsockopt(zmq.RCVTIMEO, int(PATIENT_S * 1000))
     endpoint = f"ipc://{folder}/lossy.ipc"
     router.bind(endpoint)
     got: list[bytes] = []
@@ -148,12 +150,25 @@ def lossy_server(folder: Path, ignore: int) -> Iterator[tuple[str, list[bytes]]]
     try:
         yield endpoint, got
     finally:
-        thread.join(10)
+        thread.join()
         context.destroy(linger=0)
 
 
+class Lost:
+    """The time-out of a client whose first requests are lost: short for each of them, long for the one that is not."""
+
+    def __init__(self, requests: int) -> None:
+        self._short = requests
+
+    def __truediv__(self, tries: int) -> float:
+        self._short -= 1
+        return 0.2 if self._short >= 0 else PATIENT_S
+
+
 def test_a_lost_request_is_sent_again_under_the_same_id(tmp_path: Path) -> None:
-    with lossy_server(tmp_path, 2) as (endpoint, got), Client(endpoint, timeout_s=1.5) as client:
+    with lossy_server(tmp_path, 2) as (endpoint, got), Client(endpoint) as client:
+        assert client._socket.poll(PATIENT_S * 1000, zmq.POLLOUT), "or there would be nothing to lose"
+        client._timeout_s = Lost(2)  # type: ignore[assignment]
         result = client.status()
     assert len(got) == 3
     assert len(set(got)) == 1
@@ -162,7 +177,9 @@ def test_a_lost_request_is_sent_again_under_the_same_id(tmp_path: Path) -> None:
 
 def test_a_lost_request_is_sent_again_by_the_async_client_too(tmp_path: Path) -> None:
     async def ask(endpoint: str) -> Any:
-        async with AsyncClient(endpoint, timeout_s=1.5) as client:
+        async with AsyncClient(endpoint) as client:
+            assert await client._socket.poll(PATIENT_S * 1000, zmq.POLLOUT), "or there would be nothing to lose"
+            client._timeout_s = Lost(2)  # type: ignore[assignment]
             return await client.status()
 
     with lossy_server(tmp_path, 2) as (endpoint, got):
@@ -172,6 +189,14 @@ def test_a_lost_request_is_sent_again_by_the_async_client_too(tmp_path: Path) ->
     assert result == {"of": json.loads(got[0])["id"]}
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients that leave wait as long for the answer as otherwise."""
+    for module in (async_client, sync_client):
+        monkeypatch.setattr(module, "RELEASE_S", PATIENT_S)
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_leaving_releases_the_lease(served: Served) -> None:
     with Client(served.endpoint) as one:
         one.home()
@@ -196,7 +221,7 @@ def test_gaps_old_events_and_another_session(tmp_path: Path) -> None:
         Served(tmp_path, heartbeat_s=1000) as served,
         Publisher(tmp_path) as own,
         Client(served.endpoint, own.endpoint) as client,
-        contextlib.closing(client.events()) as events,
+        contextlib.closing(client.events(silence_s=PATIENT_S)) as events,
     ):
         session = client.status()["session"]
         first = next(events)
@@ -227,15 +252,16 @@ def test_gaps_old_events_and_another_session(tmp_path: Path) -> None:
 def test_silence_brings_a_snapshot_and_a_dead_daemon_an_error(tmp_path: Path) -> None:
     with Publisher(tmp_path) as own:
         with Served(tmp_path) as served:
-            client = Client(served.endpoint, own.endpoint, timeout_s=0.3)
+            client = Client(served.endpoint, own.endpoint, timeout_s=PATIENT_S)
             events = client.events(silence_s=0.05)
             assert [next(events).topic for _ in range(3)] == ["snapshot"] * 3
+        client._timeout_s = 0.3
         with contextlib.closing(client), contextlib.closing(events), pytest.raises(NoAnswerError):
             list(events)
 
 
 def test_events_of_the_daemon_come_in_order_without_a_hole(served: Served, client: Client) -> None:
-    with contextlib.closing(client.events()) as events:
+    with contextlib.closing(client.events(silence_s=PATIENT_S)) as events:
         while next(events).topic != "heartbeat":
             pass  # now the subscription is known to be alive
         writers = [
@@ -250,9 +276,10 @@ def test_events_of_the_daemon_come_in_order_without_a_hole(served: Served, clien
     assert [event.seq for event in seen] == list(range(seen[0].seq, seen[0].seq + len(seen)))
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_the_async_client_does_the_same(served: Served) -> None:
     async def run() -> None:
-        async with AsyncClient(served.endpoint, timeout_s=3) as client:
+        async with AsyncClient(served.endpoint, timeout_s=PATIENT_S) as client:
             statuses = await asyncio.gather(*(client.status() for _ in range(50)))
             assert {status["state"] for status in statuses} == {"IDLE"}
             await client.home()

@@ -65,7 +65,7 @@ def resumed(config, plan, folder):
     return scan, captured
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     tiles=st.integers(0, 30), chunks=st.integers(0, 40), checkpoint=st.integers(0, 5), commit=st.integers(0, 9)
 )  # fmt: skip
