@@ -28,7 +28,6 @@ from edge_scanner.errors import (
 from edge_scanner.plan import ScanRequest
 from edge_scanner.state import BUSY, LEGAL, State
 
-
 PATIENT_S = 60.0
 """For what must come: a busy machine makes it late, and only a fault that late."""
 
