@@ -9,6 +9,7 @@ import pytest
 from scan_rig import EXACT, homed_rig, levels_of, new_scan, small_config
 
 from edge_scanner.abort import Abort
+from edge_scanner.devices.illumination import Illumination
 from edge_scanner.errors import AbortedError, DeviceError
 from edge_scanner.geometry import Box
 from edge_scanner.scanner.pipeline import Pipeline
@@ -160,6 +161,27 @@ def test_an_abort_without_a_cause_ends_quietly_and_wakes_everybody(tmp_path):
     scan = new_scan(config, tmp_path / "scan", aborted=lambda: bool(abort))
     with pytest.raises(AbortedError):
         Pipeline(scan, abort, cancelled=lambda: False, on_tile=lambda t: abort.set() if t.index == 3 else None).run()
+    scan.close()
+
+
+class Stuck(Illumination):
+    """Cannot be put off."""
+
+    def on(self):
+        pass
+
+    def off(self):
+        raise DeviceError("The lamp does not answer.")
+
+
+def test_a_light_that_an_aborted_scan_leaves_on_is_told(tmp_path, caplog):
+    config = small_config(tmp_path, *EXACT)
+    abort = Abort()
+    rig = replace(homed_rig(config), illumination=Stuck())
+    scan = new_scan(config, tmp_path / "scan", rig=rig)
+    with pytest.raises(AbortedError):
+        Pipeline(scan, abort, cancelled=lambda: False, on_tile=lambda t: abort.set() if t.index == 3 else None).run()
+    assert "While the scan was ending: The lamp does not answer." in caplog.text
     scan.close()
 
 
