@@ -125,8 +125,7 @@ def typed(values: NDArray[np.float32], dtype: np.dtype[Any], out: Pixels | None 
             return values
         out = np.empty(values.shape, dtype)
     if dtype == np.uint8:  # by far the fastest conversion of OpenCV, but of magnitudes
-        flat = np.ascontiguousarray(values).reshape(len(values), -1)
-        cv2.convertScaleAbs(cv2.threshold(flat, 0, 0, cv2.THRESH_TOZERO)[1], dst=out.reshape(len(values), -1))
+        cv2.convertScaleAbs(cv2.threshold(values, 0, 0, cv2.THRESH_TOZERO)[1], dst=out)
     elif dtype.str == "<u2":
         flat = np.ascontiguousarray(values).reshape(len(values), -1)
         cv2.add(flat, 0.0, dst=out.reshape(len(values), -1), dtype=cv2.CV_16U)

@@ -28,6 +28,8 @@ FLOOR_PX = 0.01
 CORRELATED_PX = 4 * math.pi * SMOOTH_PX**2
 """Area over which the smoothing ties the noise of neighbouring pixels together."""
 MIN_COMMON_PX = 2 * TAPS + 4
+START_STEPS = 4
+"""The coarse shift is rounded to this fraction of a pixel: strips that lie whole pixels apart start, and stay, there."""
 STEPS = 8
 CONVERGED_PX = 0.01
 """A last step below this leaves about a tenth of it."""
@@ -93,8 +95,8 @@ def match(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> Match:
     return _refine(first, second, *start, reach_px + 1)
 
 
-def _coarse(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> tuple[int, int, float] | None:
-    """Return (dy, dx, margin), the shift to the nearest pixel or the next; None where a strip is even."""
+def _coarse(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> tuple[float, float, float] | None:
+    """Return (dy, dx, margin), the shift to a pixel or better; None where a strip is even."""
     factor = 2 if min(first.shape) >= 48 else 1
     a, b = _reduced(first, factor), _reduced(second, factor)
     if not (a.any() and b.any()):
@@ -111,7 +113,8 @@ def _coarse(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> tuple
     ncc, dy, dx = best[0]
     rivals = [other for other, y, x in best[1:] if max(abs(y - dy), abs(x - dx)) > 3]
     y, x = _vertex(surface[:, rx + dx], ry + dy), _vertex(surface[ry + dy], rx + dx)
-    return round((y - ry) * factor), round((x - rx) * factor), ncc - max(rivals, default=0.0)
+    start_y, start_x = (round(v * factor * START_STEPS) / START_STEPS for v in (y - ry, x - rx))
+    return start_y, start_x, ncc - max(rivals, default=0.0)
 
 
 def _vertex(line: Image, at: int) -> float:
@@ -146,13 +149,20 @@ def _taper(height: int, width: int) -> Image:
 
 def _correlation(a: Image, b: Image) -> Image:
     """Return the circular cross-correlation, its amplitude spectrum flattened by a square root."""
-    taper = _taper(*a.shape)
     size = tuple(cv2.getOptimalDFTSize(n) for n in a.shape)
-    cross = np.fft.rfft2(a * taper, size) * np.conj(np.fft.rfft2(b * taper, size))
+    spectrum_a, spectrum_b = (np.fft.rfft2(_tapered(image, size)) for image in (a, b))
+    cross = spectrum_a * np.conj(spectrum_b)
     amplitude = np.abs(cross)
     cross /= np.sqrt(amplitude * amplitude.max()) + 1e-3 * amplitude.max() + np.float32(1e-12)
     surface: Image = np.fft.irfft2(cross, size).astype(np.float32)
     return surface
+
+
+def _tapered(image: Image, size: tuple[int, ...]) -> Image:
+    """Return the image without its edges, zeros added up to the size: numpy's own padding takes as long as the rest."""
+    tapered: Image = np.zeros(size, np.float32)
+    np.multiply(image, _taper(*image.shape), out=tapered[: image.shape[0], : image.shape[1]])
+    return tapered
 
 
 def common(a: NDArray[Any], b: NDArray[Any], dy: int, dx: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -171,8 +181,7 @@ def _dot(a: Image, b: Image) -> float:
     return float(np.einsum("ij,ij->", a, b))
 
 
-def _refine(first: NDArray[Any], second: NDArray[Any], dy: int, dx: int, margin: float, reach: float) -> Match:
-    y, x = float(dy), float(dx)
+def _refine(first: NDArray[Any], second: NDArray[Any], y: float, x: float, margin: float, reach: float) -> Match:
     for _ in range(4):
         iy, ix = round(y), round(x)
         parts = common(first, second, iy, ix)
@@ -191,8 +200,8 @@ def _refine(first: NDArray[Any], second: NDArray[Any], dy: int, dx: int, margin:
 
 
 def _high_passed(part: NDArray[Any]) -> Image:
-    part = part.astype(np.float32)
-    high: Image = part - cv2.blur(part, (HIGH_PASS_PX, HIGH_PASS_PX), borderType=cv2.BORDER_REFLECT)
+    low = cv2.boxFilter(part, cv2.CV_32F, (HIGH_PASS_PX, HIGH_PASS_PX), borderType=cv2.BORDER_REFLECT)
+    high: Image = np.subtract(part, low, dtype=np.float32)
     return high
 
 
@@ -206,13 +215,14 @@ def _gradient_steps(a: Image, b: Image, fy: float, fx: float) -> tuple[float, fl
     filtered = _smoothed(a, 0.0, 0.0)
     fixed, slopes = filtered[1:-1, 1:-1].ravel(), _slopes(filtered)
     filtered = _smoothed(b, fy, fx)
-    cross = (slopes @ _slopes(filtered).T).astype(float)
+    cross = _products(slopes, _slopes(filtered))
     curvature = (cross + cross.T) / 2
     if not (curvature[0, 0] > 0 and np.linalg.det(curvature) > 1e-6 * curvature[0, 0] * curvature[1, 1]):
         return None
+    fixed_energy = float(fixed @ fixed)
     for _ in range(STEPS):
         moved = filtered[1:-1, 1:-1].ravel()
-        similar, energy = float(fixed @ moved), (float(fixed @ fixed), float(moved @ moved))
+        similar, energy = float(fixed @ moved), (fixed_energy, float(moved @ moved))
         difference = fixed - min(max(math.sqrt(energy[0] / energy[1]), 0.5), 2.0) * moved
         step = -np.linalg.solve(curvature, (slopes @ difference).astype(float))
         fy, fx = fy + float(step[0]), fx + float(step[1])
@@ -229,8 +239,13 @@ def _spread(scores: Image, curvature: NDArray[np.float64]) -> float:
     It takes the noise where the texture is: a few structures on clean glass do not borrow the glass's calm.
     """
     inverse = np.linalg.inv(curvature)
-    covariance = inverse @ (scores @ scores.T).astype(float) @ inverse * CORRELATED_PX
+    covariance = inverse @ _products(scores, scores) @ inverse * CORRELATED_PX
     return math.sqrt(max(float(covariance.diagonal().max()), 0.0))
+
+
+def _products(a: Image, b: Image) -> NDArray[np.float64]:
+    """Return a @ b.T, (2, 2); by BLAS, the product of matrices so flat takes ten times as long as these four."""
+    return np.array([[float(row @ other) for other in b] for row in a])
 
 
 def _smoothed(image: Image, dy: float, dx: float) -> Image:
