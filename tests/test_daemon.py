@@ -22,11 +22,15 @@ LONG = {"x_mm": 0.0, "y_mm": 0.0, "width_mm": 8.0, "height_mm": 4.0}
 AREA = [word for key, value in REGION.items() for word in (f"--{key.replace('_', '-')}", str(value))]
 
 
+HELD = Path(__file__).with_name("held_daemon.py")
+
+
 @contextlib.contextmanager
-def daemon(root: Path, *more: str, dies: bool = False):
+def daemon(root: Path, *more: str, dies: bool = False, hold: Path | None = None):
+    """Run a daemon; while the file `hold` is there, its scans wait before the target whose index stands in it."""
     with tempfile.TemporaryDirectory(prefix="es-") as sockets:
         endpoint = f"ipc://{sockets}/c"
-        command = [sys.executable, "-m", "edge_scanner", "run"]
+        command = [sys.executable, *(("-m", "edge_scanner") if hold is None else (HELD, hold)), "run"]
         for text in (*SMALL, f'storage.root="{root}"', f'control.endpoint="{endpoint}"',
                      f'control.events="ipc://{sockets}/e"', *more):  # fmt: skip
             command += ["--set", text]
@@ -53,6 +57,13 @@ def wait_for(client, topic, **fields):
         if event.topic == topic and all(told.get(k) == v for k, v in fields.items()):
             return
         if event.topic == "snapshot" and topic == "state" and told["state"] == fields["state"]:
+            return
+
+
+def wait_until_done(client, tiles):
+    """Wait until a scan that is held there has captured so many tiles."""
+    for _ in client.events(silence_s=0.05):
+        if client.status()["done"] >= tiles:
             return
 
 
@@ -148,13 +159,13 @@ def test_sigterm_in_mid_scan_ends_with_exit_0_and_leaves_the_scan_unfinished(tmp
 def test_killed_in_mid_scan_and_resumed_to_the_same_pixels(tmp_path):
     wrong = ("sim.stage_error_um=3", "mosaic.codec=jpeg", "export.auto=false")
     area = {**REGION, "width_mm": 1.2, "height_mm": 0.9}
-    with daemon(tmp_path, *wrong, dies=True) as (client, _, child):
+    hold = tmp_path / "hold"
+    hold.write_text("18")
+    with daemon(tmp_path, *wrong, dies=True, hold=hold) as (client, _, child):
         client.home()
         client.wait_idle()
         scan_id = client.scan(**area)["scan_id"]
-        for event in client.events():
-            if event.topic == "tile" and event.fields["index"] >= 17:
-                break
+        wait_until_done(client, 18)
         child.kill()
         child.wait(timeout=300)
     with daemon(tmp_path, *wrong, "camera.exposure_ms=7") as (client, _, _child):
@@ -171,20 +182,45 @@ def test_killed_in_mid_scan_and_resumed_to_the_same_pixels(tmp_path):
         assert np.array_equal(ours, nested)
 
 
+def stopped(pid, tiff):
+    """Return a descriptor of an export that was stopped in the middle of its work; None for one that is through."""
+    export = os.pidfd_open(pid)
+    signal.pidfd_send_signal(export, signal.SIGSTOP)
+    while (state := Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]) not in "TZX":
+        pass
+    if state == "T" and not tiff.exists():
+        return export
+    signal.pidfd_send_signal(export, signal.SIGCONT)
+    return os.close(export)
+
+
+def caught_exporting(client, daemon_pid, scan_id, tiff):
+    """Return a descriptor of an export, stopped; where it was through before, another one is asked for."""
+    for _ in client.events(silence_s=0.05):
+        for path in Path(f"/proc/{daemon_pid}/task").glob("*/children"):
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # gone meanwhile
+                if (pids := path.read_text().split()) and (export := stopped(int(pids[0]), tiff)) is not None:
+                    return export
+        if client.status()["state"] == "IDLE" and tiff.exists():
+            tiff.unlink()
+            client.export(scan_id)
+    raise AssertionError("events never end")
+
+
 def test_a_daemon_killed_while_it_exports_takes_the_export_with_it(tmp_path):
     with daemon(tmp_path, *EXACT, dies=True) as (client, _, child):
         client.home()
         client.wait_idle()
         scan_id = client.scan(**REGION)["scan_id"]
-        tasks = Path(f"/proc/{child.pid}/task")
-        for _ in client.events(silence_s=0.05):
-            if exports := [int(pid) for path in tasks.glob("*/children") for pid in path.read_text().split()]:
-                break
-        export = os.pidfd_open(exports[0])
+        tiff = tmp_path / scan_id / "slide.ome.tif"
+        export = caught_exporting(client, child.pid, scan_id, tiff)
         child.kill()
+        child.wait(timeout=300)
+        with contextlib.suppress(ProcessLookupError):  # it hears of the daemon's end, or looks for it at its start
+            signal.pidfd_send_signal(export, signal.SIGCONT)
         assert select.select([export], [], [], 60)[0], "the export ends"
         os.close(export)
-    assert not (tmp_path / scan_id / "slide.ome.tif").exists(), "before it is through"
+    assert not tiff.exists(), "before it is through"
 
 
 def test_a_daemon_without_its_device_refuses_to_start(tmp_path):

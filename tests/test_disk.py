@@ -8,7 +8,7 @@ import pytest
 from enospc import lane
 from enospc import small_disk as disk_of_few_files
 from scan_rig import small_config
-from test_daemon import LONG, code_of, daemon, wait_for
+from test_daemon import LONG, code_of, daemon, wait_for, wait_until_done
 
 from edge_scanner.errors import DiskLowError
 from edge_scanner.plan import ScanRegion
@@ -34,13 +34,16 @@ SLOWLY = ("mosaic.codec=none", "export.auto=false", "focus.mode=off", "sim.blur=
 def test_a_scan_waits_for_room_and_goes_on(small_disk):
     filler = small_disk / "filler"
     area = {**LONG, "width_mm": 3.0, "height_mm": 2.0}
-    with daemon(small_disk, *SLOWLY, "storage.reserve_mb=20") as (client, _, _child):
+    hold = small_disk.parent / "hold"
+    hold.write_text("20")
+    with daemon(small_disk, *SLOWLY, "storage.reserve_mb=20", hold=hold) as (client, _, _child):
         client.home()
         client.wait_idle()
         assert code_of(lambda: client.scan(**LONG)) == "disk.low"
         scan_id = client.scan(**area)["scan_id"]
-        wait_for(client, "tile", scan_id=scan_id)
+        wait_until_done(client, 20)
         filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize - 19_000_000))
+        hold.unlink()
         wait_for(client, "state", state="PAUSED")
         done = client.status()["done"]
         assert client.status()["disk"]["free_bytes"] > 10_000_000, "the reserve is intact"
