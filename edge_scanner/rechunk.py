@@ -16,7 +16,7 @@ import zarr
 from edge_scanner.errors import AbortedError, StoreError, UsageError
 from edge_scanner.geometry import Box
 from edge_scanner.store import Level, SlideStore
-from edge_scanner.store.output import refuse_existing
+from edge_scanner.store.output import refuse_existing, refuse_inside
 
 _COPIES = 6
 """How often a shard's pixels are held at once: read, decoded, split, encoded, and joined."""
@@ -79,7 +79,7 @@ def rechunk(
     Raises
     ------
     UsageError
-        `out` exists (with `overwrite`: unless it is an OME-Zarr other than the source),
+        `out` exists (with `overwrite`: unless it is an OME-Zarr other than the source), or lies within the source,
         a chunk size that cannot be, or too little memory for one chunk.
     StoreError
         The source is damaged, or `out` cannot be written.
@@ -89,6 +89,7 @@ def rechunk(
     started = time.perf_counter()
     out = Path(out)
     refuse_existing(out, Path(src), overwrite=overwrite)
+    refuse_inside(out, Path(src))
     source = SlideStore.open(Path(src))
     chunks = _one_a_level(chunk, len(source.levels))
     shards = tuple(size * _shard_chunks(source, size, memory_mb) for size in chunks)

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from export_slides import slide
 from typer.testing import CliRunner
 
 from edge_scanner.cli.app import build
+from edge_scanner.errors import UsageError
+from edge_scanner.store.codec import Gzip
 
 
 def run(*words):
@@ -115,3 +118,38 @@ def test_overwrite_takes_neither_the_source_nor_a_folder_of_something_else(words
     asked = [{"SRC": str(slide), "OUT": str(folder)}.get(word, word) for word in words]
     assert CliRunner().invoke(build([words[0]]), [*asked, "--overwrite"]).exception.code == "bad_argument"
     assert (folder / "precious").read_text() == "one of a kind"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("export", "SRC", "OUT"),
+        ("rechunk", "SRC", "OUT", "--chunk", "256"),
+        ("segment", "SRC", "tissue", "OUT"),
+        ("audit", "SRC", "--fix", "OUT"),
+    ],
+)
+def test_an_output_within_its_source_is_refused(words, tmp_path):
+    slide(tmp_path / "slide.ome.zarr", Gzip())
+    (tmp_path / "link").symlink_to(tmp_path / "slide.ome.zarr" / "0")
+    before = everything(tmp_path)
+    for place in ("slide.ome.zarr/out", "slide.ome.zarr/0/0/out", "link/out"):
+        asked = [{"SRC": f"{tmp_path}/slide.ome.zarr", "OUT": f"{tmp_path}/{place}"}.get(word, word) for word in words]
+        refused = CliRunner().invoke(build([words[0]]), asked).exception
+        assert isinstance(refused, UsageError), place
+        assert "lies within the source" in str(refused)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("words", [("rechunk", "SRC", "OUT", "--chunk", "256"), ("segment", "SRC", "tissue", "OUT")])
+def test_a_partial_store_is_not_taken_for_ones_own(words, tmp_path):
+    slide(tmp_path / "slide.ome.zarr.partial", Gzip())
+    before = everything(tmp_path)
+    places = {"SRC": f"{tmp_path}/slide.ome.zarr.partial", "OUT": f"{tmp_path}/slide.ome.zarr"}
+    refused = CliRunner().invoke(build([words[0]]), [places.get(word, word) for word in words]).exception
+    assert isinstance(refused, UsageError)
+    assert everything(tmp_path) == before
+
+
+def everything(path: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}

@@ -10,6 +10,7 @@ from edge_scanner.audit.finding import Finding
 from edge_scanner.audit.ome_tiff import audit_tiff, clean_tiff
 from edge_scanner.audit.ome_zarr import audit_scan, audit_zarr, clean_documents
 from edge_scanner.errors import SourceError, StoreError, UsageError
+from edge_scanner.store.output import refuse_inside
 
 __all__ = ["Finding", "audit", "fix"]
 
@@ -58,7 +59,7 @@ def fix(path: Path | str, out: Path | str) -> list[Finding]:
     Raises
     ------
     UsageError
-        `out` exists.
+        `out` exists, or lies within `path`.
     SourceError
         `path` is nothing that can be audited, or a label cannot be made white.
     StoreError
@@ -67,6 +68,7 @@ def fix(path: Path | str, out: Path | str) -> list[Finding]:
     path, out = Path(path), Path(out)
     if os.path.lexists(out):
         raise UsageError(f"The output {out} exists.", "Give another name.")
+    refuse_inside(out, path)
     audit(path)
     if path.is_file():
         clean_tiff(path, out)

@@ -19,6 +19,7 @@ from edge_scanner.memory import peak_rss_mib
 from edge_scanner.store import SlideStore
 from edge_scanner.store.codec import Gzip, gzip_to_zlib
 from edge_scanner.store.ome_xml import ExtraImage, build_ome_xml
+from edge_scanner.store.output import refuse_inside
 from edge_scanner.tile import Pixels
 
 _THUMBNAIL_PX = 1024
@@ -93,7 +94,7 @@ def to_ome_tiff(
     Raises
     ------
     UsageError
-        `out` is there or a directory, or the compression cannot be had.
+        `out` is there, a directory or within `src`, or the compression cannot be had.
     StoreError
         The store is damaged, or `out` cannot be written.
     DiskLowError
@@ -103,6 +104,7 @@ def to_ome_tiff(
     """
     started = time.perf_counter()
     refuse_existing(Path(out), overwrite)
+    refuse_inside(Path(out), Path(src))
     source = SlideStore.open(Path(src))
     if source.chunk_px % 16:
         raise UsageError(f"Chunks of {source.chunk_px} px cannot be TIFF tiles, whose side is a multiple of 16.")

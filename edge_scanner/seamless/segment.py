@@ -20,7 +20,7 @@ from edge_scanner.seamless.plan import Plan, plan
 from edge_scanner.seamless.run import ModelError, run
 from edge_scanner.seamless.tissue import find_tissue, open_model
 from edge_scanner.store import SlideStore
-from edge_scanner.store.output import refuse_existing
+from edge_scanner.store.output import refuse_existing, refuse_inside
 
 TILE_PX = 512
 BATCH = 4
@@ -96,7 +96,7 @@ def segment(
     Raises
     ------
     UsageError
-        `out` exists (with `overwrite`: unless it is an OME-Zarr other than the source),
+        `out` exists (with `overwrite`: unless it is an OME-Zarr other than the source), or lies within the source,
         or sizes that cannot be.
     SourceError, ModelError, StoreError
     AbortedError
@@ -104,6 +104,7 @@ def segment(
     """
     began = time.perf_counter()
     refuse_existing(out, src, overwrite=overwrite)
+    refuse_inside(out, src)
     source, model = SlideStore.open(src), open_model(model_path)
     if source.channels != model.channels:
         raise ModelError(

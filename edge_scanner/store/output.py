@@ -1,4 +1,4 @@
-"""Which folder a command may write a store to: never one that holds anything else."""
+"""Where a command may write to: never over anything else, and never into what it reads."""
 
 from __future__ import annotations
 
@@ -24,3 +24,17 @@ def refuse_existing(out: Path, source: Path, *, overwrite: bool) -> None:
         raise UsageError(f"The output {out} is the source, or holds it.", "Give another name.")
     if not (out / "zarr.json").is_file():
         raise UsageError(f"The output {out} is no OME-Zarr, so it is not replaced.", "Give another name.")
+
+
+def refuse_inside(out: Path, source: Path) -> None:
+    """Refuse an output within its source, or whose unfinished form is the source: that is only read.
+
+    Raises
+    ------
+    UsageError
+    """
+    read = source.resolve()
+    if read in out.resolve().parents:
+        raise UsageError(f"The output {out} lies within the source {source}.", "Write it somewhere else.")
+    if read == out.resolve().with_name(out.name + ".partial"):
+        raise UsageError(f"The source {source} is what {out} is written as first.", "Give another name.")
