@@ -91,13 +91,16 @@ def resampled(source: Source, part: Box) -> Pixels:
     (taps_x, at_x), (taps_y, at_y) = cubic_taps(dx), cubic_taps(dy)
     taps_y = taps_y * np.float32(source.gain)
     out: Pixels = np.empty((inner.height, inner.width, pixels.shape[2]), pixels.dtype)
+    floats = np.empty((min(STRIP_ROWS + TAPS, grown.height), *pixels.shape[1:]), np.float32)
     for y in range(0, inner.height, STRIP_ROWS):
         rows = min(STRIP_ROWS, inner.height - y)
         first = max(0, top + y - TAPS // 2)
         strip = pixels[first : top + y + rows + TAPS // 2]
-        moved = cv2.sepFilter2D(
-            strip, cv2.CV_32F, taps_x, taps_y, anchor=(at_x, at_y), borderType=cv2.BORDER_REPLICATE
-        ).reshape(strip.shape)[top + y - first :][:rows, left : left + inner.width]
+        filtered = floats[: len(strip)]
+        cv2.sepFilter2D(
+            strip, cv2.CV_32F, taps_x, taps_y, dst=filtered, anchor=(at_x, at_y), borderType=cv2.BORDER_REPLICATE
+        )
+        moved = filtered[top + y - first :][:rows, left : left + inner.width]
         typed(softened(moved, source.gain, pixels.dtype), pixels.dtype, out[y : y + rows])
     return out
 
@@ -118,14 +121,15 @@ def cubic_taps(shift: float) -> tuple[NDArray[np.float32], int]:
 def typed(values: NDArray[np.float32], dtype: np.dtype[Any], out: Pixels | None = None) -> Pixels:
     """Return averages (y, x, c) in the tiles' type: rounded to even and clipped to its range where that is of integers.
 
-    Into `out`, contiguous and of the same shape, where given.
+    Into `out`, contiguous and of the same shape, where given. What is below zero in `values` may be set to zero.
     """
     if out is None:
         if values.dtype == dtype:
             return values
         out = np.empty(values.shape, dtype)
     if dtype == np.uint8:  # by far the fastest conversion of OpenCV, but of magnitudes
-        cv2.convertScaleAbs(cv2.threshold(values, 0, 0, cv2.THRESH_TOZERO)[1], dst=out)
+        cv2.threshold(values, 0, 0, cv2.THRESH_TOZERO, dst=values)
+        cv2.convertScaleAbs(values, dst=out)
     elif dtype.str == "<u2":
         flat = np.ascontiguousarray(values).reshape(len(values), -1)
         cv2.add(flat, 0.0, dst=out.reshape(len(values), -1), dtype=cv2.CV_16U)

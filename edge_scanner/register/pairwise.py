@@ -29,7 +29,7 @@ CORRELATED_PX = 4 * math.pi * SMOOTH_PX**2
 """Area over which the smoothing ties the noise of neighbouring pixels together."""
 MIN_COMMON_PX = 2 * TAPS + 4
 START_STEPS = 4
-"""The coarse shift is rounded to this fraction of a pixel: strips that lie whole pixels apart start, and stay, there."""
+"""The coarse shift is rounded to this share of a pixel: strips that lie whole pixels apart start, and stay, there."""
 STEPS = 8
 CONVERGED_PX = 0.01
 """A last step below this leaves about a tenth of it."""
