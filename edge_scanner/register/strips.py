@@ -17,6 +17,8 @@ Strip = NDArray[np.uint8] | NDArray[np.uint16]
 
 MIN_STRIP_PX = 12
 STRIP_PX = 96
+STRIP_AREA_PX = 160_000
+"""Strips longer than this area at their full width are narrower: a pair costs the same, and knows enough."""
 
 
 class StripStore:
@@ -37,7 +39,7 @@ class StripStore:
     def __init__(self, plan: ScanPlan, frame: MosaicFrame, reach_px: float) -> None:
         self._plan = plan
         self._frame = frame
-        self._width_px = max(STRIP_PX, 3 * round(reach_px))
+        self._widths_px = 2 * round(reach_px), max(STRIP_PX, 3 * round(reach_px))
         self._held: dict[tuple[int, int], Strip | None] = {}
 
     @property
@@ -84,7 +86,9 @@ class StripStore:
         dy, dx = nominal_step(self._frame, own, other)
         box = Box(0, 0, self._plan.tile_height_px, self._plan.tile_width_px)
         box = box.intersect(box.shifted(dy, dx))
-        spare_y, spare_x = max(0, box.height - self._width_px), max(0, box.width - self._width_px)
+        least, most = self._widths_px
+        width = max(least, min(most, STRIP_AREA_PX // max(box.height, box.width)))
+        spare_y, spare_x = max(0, box.height - width), max(0, box.width - width)
         if box.width <= box.height:
             return Box(box.y0, box.x0 + spare_x // 2, box.y1, box.x1 - (spare_x - spare_x // 2))
         return Box(box.y0 + spare_y // 2, box.x0, box.y1 - (spare_y - spare_y // 2), box.x1)
