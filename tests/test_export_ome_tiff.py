@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -272,3 +273,18 @@ def test_a_full_disk_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
                 to_ome_tiff(store.path, small / "s.ome.tif", compression=compression)
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_the_export_of_a_daemon_runs_below_normal_priority(tmp_path: Path) -> None:
+    """Whatever priority the daemon has: its child looks at its own when it is done."""
+    source, out = tmp_path / "s.ome.zarr", tmp_path / "o.ome.tif"
+    slide(source, Gzip())
+    child = f"""if True:
+        import os
+        from edge_scanner.cli.files import export
+        export({source!r}, {out!r}, "keep", None, False, True, os.getppid())
+        print(os.getpriority(os.PRIO_PROCESS, 0))
+    """.replace("PosixPath", "__import__('pathlib').Path")
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=120)
+    assert out.is_file(), done.stderr
+    assert int(done.stdout.split()[-1]) >= 5

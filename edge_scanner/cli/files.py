@@ -18,6 +18,7 @@ from edge_scanner.errors import UsageError
 
 OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing OUT.")
 JSON = typer.Option(False, "--json", help="Print JSON.")
+CHILD_NICE = 5
 
 
 def export(
@@ -34,6 +35,7 @@ def export(
 
     if parent:
         _end_with(parent)
+        _yield_to_others()
     with _share("exporting", wanted=not as_json) as show:
         report = to_ome_tiff(source, out, compression=compression, quality=quality, overwrite=overwrite, progress=show)
     _show(report, as_json)
@@ -83,6 +85,11 @@ def _end_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
     if os.getppid() != parent:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _yield_to_others() -> None:
+    """Run below normal priority, whatever was inherited: the daemon that started this must be able to stop a stage."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(CHILD_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 @contextmanager
