@@ -131,6 +131,11 @@ class Tile:
             freeze(self.pixels)
 
     @property
+    def skipped(self) -> bool:
+        """Whether it was not even tried, since the scan was cancelled before."""
+        return self.verdict is Verdict.REJECTED and self.attempts == 0
+
+    @property
     def nbytes(self) -> int:
         """Bytes of pixels held."""
         return 0 if self.pixels is None else int(self.pixels.nbytes)

@@ -1,7 +1,8 @@
 """A scan that was broken off anywhere goes on to the very same pixels, and captures nothing durable again."""
 
 import shutil
-from itertools import islice
+from contextlib import closing
+from itertools import chain, islice
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from scan_rig import homed_rig, levels_of, new_scan, small_config
 
 from edge_scanner.errors import ScannerError
+from edge_scanner.plan import ScanRegion
 from edge_scanner.scanner import build
-from edge_scanner.scanner.scan import Scan, run_nested
+from edge_scanner.scanner.archive import Archive
+from edge_scanner.scanner.scan import Scan, make_plan, run_nested
 
 WRONG = ("sim.stage_error_um=3", "sim.backlash_um=2", "mosaic.codec=jpeg", "mosaic.chunk_px=256")
 REGION = (0.0, 0.0, 1.0, 0.9)
@@ -95,6 +98,21 @@ def test_a_damaged_spooled_frame_is_captured_again_and_a_damaged_chunk_made_agai
     assert len(captured) == len(whole.plan) - durable + 1
     for ours, theirs in zip(levels_of(folder), expected, strict=True):
         assert np.array_equal(ours, theirs)
+
+
+def test_the_list_tells_what_a_cancelled_scan_took_of_what_was_planned(tmp_path):
+    archive = Archive(config := small_config(tmp_path))
+    plan = make_plan(config, ScanRegion(0.0, 0.0, 0.8, 0.6))
+    folder = archive.create("scan", plan, "2026-01-01T00:00:00Z")
+    with closing(Scan(config, homed_rig(config), plan, folder, scan_id="scan")) as scan:
+        tiles = islice(scan.acquire(), 5)
+        for tile in chain(tiles, scan.skip("cancelled")):
+            for numbered in scan.place(tile):
+                scan.write(numbered)
+        scan.commit()
+        scan.journal.note("outcome", "cancelled")
+    (entry,) = archive.list()
+    assert (entry["outcome"], entry["done"], entry["tiles"]) == ("cancelled", 5, len(plan))
 
 
 def test_group_sizes_do_not_show(straight, tmp_path, monkeypatch):

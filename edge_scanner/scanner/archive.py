@@ -272,7 +272,8 @@ def _journalled(path: Path) -> tuple[str | None, int]:
             if not {"scan", "tile"} <= tables:  # broken off, or the disk was full, before it was made
                 return None, 0
             row = db.execute("SELECT value FROM scan WHERE key = 'outcome'").fetchone()
-            done = db.execute("SELECT COUNT(*) FROM tile").fetchone()[0]
+            tried = "attempts > 0 OR verdict <> 'rejected'"  # see Tile.skipped
+            done = db.execute(f"SELECT COUNT(*) FROM tile WHERE {tried}").fetchone()[0]
         finally:
             db.close()
     except sqlite3.Error as error:

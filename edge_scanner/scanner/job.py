@@ -76,7 +76,7 @@ class ScanJob:
     abort : Abort
         Ends the scan at once.
     done : int
-        Targets heard of.
+        Targets that are behind it; those that a cancelled scan skips are not.
     pause : dict or None
         `message` and `advice` of a pause that nobody asked for.
     latest : ndarray or None
@@ -269,7 +269,7 @@ class ScanJob:
         machine.advance(State.SCANNING, only_from=State.PAUSED)
 
     def _on_tile(self, tile: Tile) -> None:
-        self.done += 1
+        self.done += not tile.skipped
         if tile.pixels is not None:
             self.latest = tile.pixels
         told: dict[str, Any] = {"scan_id": self.scan_id, "index": tile.index, "row": tile.row, "col": tile.col}
