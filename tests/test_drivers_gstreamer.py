@@ -103,3 +103,8 @@ def test_a_camera_that_ends_is_an_error_and_is_connected_anew():
 def test_sixteen_bit_colour_is_refused():
     with pytest.raises(DeviceError, match="16-bit colour"):
         camera(TEST, "camera.bits=16").open()
+
+
+def test_properties_that_nobody_would_set_are_refused():
+    with pytest.raises(ConfigError, match="can set no"):
+        camera(TEST, 'camera.properties=["BalanceRatio=1.4"]')

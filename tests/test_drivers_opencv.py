@@ -12,7 +12,8 @@ from edge_scanner import config as configs
 from edge_scanner.devices.clock import RealClock
 from edge_scanner.devices.contract import check_camera
 from edge_scanner.devices.drivers.opencv import OpenCvCamera
-from edge_scanner.errors import DeviceError
+from edge_scanner.devices.rig import build_rig
+from edge_scanner.errors import ConfigError, DeviceError
 
 PERIOD_S = 0.03
 HEIGHT, WIDTH = 96, 128
@@ -109,3 +110,11 @@ def test_a_stream_that_ends_is_an_error(url):
 def test_a_camera_that_is_not_there_is_an_error(device):
     with pytest.raises(DeviceError, match="cannot be opened"):
         camera(device).open()
+
+
+@pytest.mark.parametrize("driver", ["opencv", "remote"])
+def test_properties_that_nobody_would_set_are_refused(driver):
+    given = (f"camera.driver={driver}", "camera.device=ipc:///nowhere", 'camera.properties=["BalanceRatio=1.4"]')
+    with pytest.raises(ConfigError, match="can set no"):
+        build_rig(configs.load(None, given))
+    build_rig(configs.load(None, given[:2]))

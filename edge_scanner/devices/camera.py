@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from edge_scanner.config import CameraConfig
+from edge_scanner.errors import ConfigError
 from edge_scanner.tile import Frame
 
 
@@ -64,3 +65,14 @@ class Camera(ABC):
         DeviceError
             When no complete frame comes in time.
         """
+
+
+def refuse_properties(camera: CameraConfig, advice: str) -> None:
+    """Refuse `camera.properties` for a driver that can set none: a key that does nothing misleads.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if camera.properties:
+        raise ConfigError(f"The driver {camera.driver!r} can set no camera.properties.", advice)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edge_scanner.config import Config
-from edge_scanner.devices.camera import Camera
+from edge_scanner.devices.camera import Camera, refuse_properties
 from edge_scanner.devices.clock import Clock
 from edge_scanner.devices.gobject import library
 from edge_scanner.devices.reconnect import ReconnectingCamera
@@ -147,4 +147,5 @@ class GStreamerCamera(ReconnectingCamera):
 
 def make_camera(config: Config, clock: Clock, stage: Stage) -> Camera:  # noqa: ARG001
     """Return the camera behind the pipeline `camera.device`."""
+    refuse_properties(config.camera, "Set them in the pipeline, camera.device.")
     return GStreamerCamera(config, clock)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from edge_scanner.config import Config
-from edge_scanner.devices.camera import Camera, PixelFormat
+from edge_scanner.devices.camera import Camera, PixelFormat, refuse_properties
 from edge_scanner.devices.clock import Clock
 from edge_scanner.devices.stage import Stage
 from edge_scanner.errors import DeviceError
@@ -137,4 +137,5 @@ class OpenCvCamera(Camera):
 
 def make_camera(config: Config, clock: Clock, stage: Stage) -> Camera:  # noqa: ARG001
     """Return the camera at `camera.device`."""
+    refuse_properties(config.camera, "Set them beforehand, on V4L2 by v4l2-ctl.")
     return OpenCvCamera(config, clock)

@@ -23,7 +23,7 @@ import numpy as np
 import zmq
 
 from edge_scanner.config import Config
-from edge_scanner.devices.camera import Camera, PixelFormat
+from edge_scanner.devices.camera import Camera, PixelFormat, refuse_properties
 from edge_scanner.devices.clock import Clock
 from edge_scanner.devices.stage import Stage
 from edge_scanner.errors import DeviceError
@@ -129,4 +129,5 @@ class RemoteCamera(Camera):
 
 def make_camera(config: Config, clock: Clock, stage: Stage) -> Camera:  # noqa: ARG001
     """Return the camera behind `camera.device`."""
+    refuse_properties(config.camera, "Set them where the camera is.")
     return RemoteCamera(config, clock)
