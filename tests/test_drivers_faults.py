@@ -1,6 +1,7 @@
 """Serial stages when things go wrong, in virtual time: never a false arrival, never a hang, never beyond the limits."""
 
 import random
+import re
 
 import pytest
 from driver_rig import DRIVERS, wired
@@ -96,6 +97,19 @@ def test_a_reset_at_rest_is_noticed_before_the_next_move(protocol):
     rig.clock.sleep_s(1)
     assert off_um(rig, FAR) < 0.6
     assert not any(b"$J" in packet or packet.startswith(b"M ") for packet in rig.port.sent[before:])
+
+
+@pytest.mark.parametrize("protocol", ["grbl", "sangaboard"])
+def test_a_board_that_opening_the_port_resets_is_waited_for_and_a_silent_one_not_for_ever(protocol):
+    rig = wired(protocol)
+    rig.firmware.boot(rig.clock.now_s())
+    assert re.match("GRBL 1.1|Sangaboard Firmware v1", rig.stage.open())
+    rig.stage.home()
+    rig.firmware.receive = lambda data, now_s: None
+    began_s = rig.clock.now_s()
+    with pytest.raises(DeviceError, match="does not answer like"):
+        rig.stage.open()
+    assert 3 < rig.clock.now_s() - began_s < 6
 
 
 @each_protocol

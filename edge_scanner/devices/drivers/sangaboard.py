@@ -19,6 +19,9 @@ from edge_scanner.geometry import Position
 STEP_UM = (0.07, 0.07, 0.05)
 """One step of the usual OpenFlexure stage; set `stage.x_step_um` and so on to what was measured."""
 
+BOOT_S = 4.0
+"""Opening the port may reset the board, which hears nothing until it has booted; GRBL's boards are given as long."""
+
 _WHERE = re.compile(r"(-?\d+) (-?\d+) (-?\d+)")
 _QUIET_S = 0.05
 
@@ -38,10 +41,13 @@ class SangaboardStage(SerialStage):
     def _identify(self) -> str:
         self._line.send(b"stop\n")
         self._line.drain(4 * _QUIET_S)
-        version = self._ask("version")
-        if version is None or not version.startswith("Sangaboard Firmware v"):
-            raise DeviceError("What is at the port does not answer like a Sangaboard.", "Check stage.port.")
-        return version
+        deadline_s = self._clock.now_s() + BOOT_S
+        while self._clock.now_s() < deadline_s:
+            version = self._ask("version")
+            if version is not None and version.startswith("Sangaboard Firmware v"):
+                return version
+            self._line.sleep(_QUIET_S)
+        raise DeviceError("What is at the port does not answer like a Sangaboard.", "Check stage.port.")
 
     def _home(self) -> None:
         self._line.drain(_QUIET_S)
