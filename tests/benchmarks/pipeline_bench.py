@@ -20,6 +20,7 @@ from edge_scanner import config as configs
 from edge_scanner.abort import Abort
 from edge_scanner.devices.rig import build_rig
 from edge_scanner.geometry import Position
+from edge_scanner.memory import return_large_blocks
 from edge_scanner.plan import ScanRegion
 from edge_scanner.scanner.pipeline import Pipeline
 from edge_scanner.scanner.scan import Scan, make_plan, run_nested
@@ -77,6 +78,7 @@ def main() -> None:
     tiles = list(tiles_of(plan, specimen, sigma_um / 0.5))
     print(f"{len(tiles)} tiles of {TILE[1]}x{TILE[0]} RGB, stage error {sigma_um} um")
     cv2.setNumThreads(1)
+    return_large_blocks()  # as the daemon does
     for blend in ("linear", "seam"):
         runs = []
         for _ in range(RUNS):  # the first one pays for memory that the others find in the process
