@@ -6,6 +6,7 @@ collected and committed in groups.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
@@ -164,6 +165,11 @@ class Journal:
                 return  # closed before
             except sqlite3.Error as error:
                 raise _failure(error) from error
+            else:
+                with contextlib.suppress(sqlite3.Error):  # a full disk: what was committed is durable all the same
+                    self._db.execute(
+                        "PRAGMA wal_checkpoint(TRUNCATE)"
+                    )  # else whoever closes last
             finally:
                 self._db.close()
 
@@ -202,6 +208,17 @@ def tile_of(row: Mapping[str, Any], pixels: Pixels | None) -> Tile:
         row["idx"], row["row"], row["col"], position, reached, pixels, focus, Verdict(row["verdict"]), row["attempts"],
         row["reason"], json.loads(row["timings_ms"]), truth, tuple(json.loads(row["light"])) if row["light"] else None,
     )  # fmt: skip
+
+
+def read_only(path: Path) -> sqlite3.Connection:
+    """Return a connection that changes nothing: even reading leaves `-wal` and `-shm` beside a journal that was closed.
+
+    Raises
+    ------
+    sqlite3.Error
+    """
+    closed = not path.with_name(path.name + "-wal").exists()  # nobody has it open, so it is whole by itself
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{'immutable=1' if closed else 'mode=ro'}", uri=True)
 
 
 def _failure(error: sqlite3.Error) -> StoreError | DiskLowError:

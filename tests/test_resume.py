@@ -1,6 +1,7 @@
 """A scan that was broken off anywhere goes on to the very same pixels, and captures nothing durable again."""
 
 import shutil
+import sqlite3
 from contextlib import closing
 from itertools import chain, islice
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from scan_rig import homed_rig, levels_of, new_scan, small_config
 
 from edge_scanner.errors import ScannerError
+from edge_scanner.journal import Journal
 from edge_scanner.plan import ScanRegion
 from edge_scanner.scanner import build
 from edge_scanner.scanner.archive import Archive
@@ -113,6 +115,25 @@ def test_the_list_tells_what_a_cancelled_scan_took_of_what_was_planned(tmp_path)
         scan.journal.note("outcome", "cancelled")
     (entry,) = archive.list()
     assert (entry["outcome"], entry["done"], entry["tiles"]) == ("cancelled", 5, len(plan))
+
+
+def test_a_closed_journal_is_one_file_and_reading_leaves_it_so(tmp_path):
+    archive = Archive(config := small_config(tmp_path))
+    folder = archive.create("sc?n", make_plan(config, ScanRegion(0.0, 0.0, 0.8, 0.6)), "2026-01-01T00:00:00Z")
+    path = folder / "journal.sqlite"
+    with closing(Journal(path)) as journal:
+        journal.note("outcome", "failed")
+        assert archive.list()[0]["outcome"] == "failed", "read while it is written"
+    assert archive.list()[0]["outcome"] == "failed"
+    assert [file.name for file in folder.glob("journal*")] == [path.name]
+    journal = Journal(path)
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as reader:
+        reader.execute("SELECT * FROM scan").fetchall()
+        journal.note("outcome", "completed")
+        journal.close()
+        shutil.copy(path, tmp_path / "alone.sqlite")
+    with closing(sqlite3.connect(tmp_path / "alone.sqlite")) as alone:
+        assert alone.execute("SELECT value FROM scan WHERE key = 'outcome'").fetchone() == ('"completed"',)
 
 
 def test_group_sizes_do_not_show(straight, tmp_path, monkeypatch):

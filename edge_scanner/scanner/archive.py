@@ -17,6 +17,7 @@ from edge_scanner.config import Config, dump
 from edge_scanner.errors import DiskLowError, NotFoundError, ScannerError, StateError, StoreError
 from edge_scanner.focus.calibration import named_focus_calibration
 from edge_scanner.focus.model import ModelFile
+from edge_scanner.journal import read_only
 from edge_scanner.plan import ScanPlan
 from edge_scanner.scanner import settling
 from edge_scanner.spool import sync_filesystem
@@ -266,7 +267,7 @@ def _journalled(path: Path) -> tuple[str | None, int]:
     if not path.exists():
         return None, 0
     try:
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        db = read_only(path)
         try:
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not {"scan", "tile"} <= tables:  # broken off, or the disk was full, before it was made

@@ -13,6 +13,7 @@ from edge_scanner.calibrate.frame import frame_of
 from edge_scanner.errors import ScannerError, SourceError
 from edge_scanner.fuse.sources.tile_set import ScanFrame, TileSet, shifted
 from edge_scanner.fuse.tiles import TileFile
+from edge_scanner.journal import read_only
 from edge_scanner.mosaic.mosaic import along_line, doubt_px, margin_px, reach_of
 from edge_scanner.plan import ScanPlan
 from edge_scanner.store import SlideStore, make_codec
@@ -70,7 +71,7 @@ def read(folder: Path) -> TileSet:
 def _journal(path: Path) -> tuple[list[dict[str, Any]], StageAxes | None]:
     """Return the targets, and the stage's axes that the scan was placed with; None for the nominal ones."""
     try:
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        db = read_only(path)
         try:
             cursor = db.execute("SELECT * FROM tile ORDER BY idx")
             names = [column[0] for column in cursor.description]
