@@ -167,9 +167,7 @@ class Journal:
                 raise _failure(error) from error
             else:
                 with contextlib.suppress(sqlite3.Error):  # a full disk: what was committed is durable all the same
-                    self._db.execute(
-                        "PRAGMA wal_checkpoint(TRUNCATE)"
-                    )  # else whoever closes last
+                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # else whoever closes last
             finally:
                 self._db.close()
 
