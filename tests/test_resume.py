@@ -1,5 +1,6 @@
 """A scan that was broken off anywhere goes on to the very same pixels, and captures nothing durable again."""
 
+import json
 import shutil
 import sqlite3
 from contextlib import closing
@@ -115,6 +116,22 @@ def test_the_list_tells_what_a_cancelled_scan_took_of_what_was_planned(tmp_path)
         scan.journal.note("outcome", "cancelled")
     (entry,) = archive.list()
     assert (entry["outcome"], entry["done"], entry["tiles"]) == ("cancelled", 5, len(plan))
+
+
+def test_a_scan_of_an_earlier_version_goes_on_where_new_keys_have_their_defaults(tmp_path):
+    config = small_config(tmp_path)
+    plan = make_plan(config, ScanRegion(0.0, 0.0, 0.8, 0.6))
+    told = Archive(config).create("scan", plan, "2026-01-01T00:00:00Z") / "scan.json"
+    earlier = json.loads(told.read_text())
+    del earlier["config"]["scan"]["glass_update"], earlier["config"]["illumination"]
+    told.write_text(json.dumps(earlier))
+    harmless = ("focus.max_failed=7", "scan.buffer_mb=64", "stage.timeout_s=9", "export.auto=false")
+    for changed in ((), harmless):
+        assert Archive(small_config(tmp_path, *changed)).unfinished("scan")[1] == plan
+    for other in ("scan.glass_update=false", "illumination.level=0.5", "focus.max_frames=9", "sim.seed=7"):
+        with pytest.raises(ScannerError, match=other.split("=")[0]) as refused:
+            Archive(small_config(tmp_path, other)).unfinished("scan")
+        assert refused.value.code == "plan.differs"
 
 
 def test_a_closed_journal_is_one_file_and_reading_leaves_it_so(tmp_path):

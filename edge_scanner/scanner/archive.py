@@ -209,8 +209,11 @@ class Archive:
         return config
 
 
-HARMLESS = frozenset({"storage", "export"})
-"""Sections that may differ between a scan and its continuation: they do not shape the pixels."""
+HARMLESS = frozenset({
+    "storage", "export", "stage.timeout_s", "stage.home_timeout_s", "camera.timeout_s", "scan.buffer_mb",
+    "scan.cache_mb", "scan.max_rejected", "focus.max_failed", "focus.engine_cache",
+})  # fmt: skip
+"""Sections and keys that may differ between a scan and its continuation: they do not shape the pixels."""
 
 
 PATHS = (
@@ -230,9 +233,11 @@ def _focus(config: Config) -> dict[str, str | None]:
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return `section.key: then -> now` of every key that differs."""
-    keys = sorted({(s, k) for config in (then, now) for s in config if s not in HARMLESS for k in config[s]})
-    pairs = [(s, k, then.get(s, {}).get(k), now.get(s, {}).get(k)) for s, k in keys]
+    """Return `section.key: then -> now` of every key that differs; one that there was not yet had its default."""
+    usual = dump(Config())
+    keys = sorted({(s, k) for config in (then, now) for s in config for k in config[s]})
+    keys = [(s, k) for s, k in keys if not {s, f"{s}.{k}"} & HARMLESS]
+    pairs = [(s, k, then.get(s, {}).get(k, usual.get(s, {}).get(k)), now.get(s, {}).get(k)) for s, k in keys]
     return [f"{s}.{k}: {a!r} -> {b!r}" for s, k, a, b in pairs if a != b]
 
 
