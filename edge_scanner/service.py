@@ -18,7 +18,6 @@ from edge_scanner.control.events import EventBus
 from edge_scanner.control.server import ControlServer
 from edge_scanner.devices.rig import build_rig
 from edge_scanner.logs import EventHandler
-from edge_scanner.memory import return_large_blocks
 from edge_scanner.scanner import Scanner
 from edge_scanner.scanner.budget import Budget
 from edge_scanner.state import State
@@ -40,7 +39,6 @@ def run(config: Config) -> None:
     """
     _check_memory(config)
     limit_native_threads()
-    return_large_blocks()
     faulthandler.enable()  # the watchdog's SIGABRT then shows where every thread hangs
     slow_s = START_S + config.stage.timeout_s + config.camera.timeout_s
     notify(f"EXTEND_TIMEOUT_USEC={slow_s * 1e6:.0f}")

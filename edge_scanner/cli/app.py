@@ -12,6 +12,7 @@ import typer
 from edge_scanner import __version__
 from edge_scanner.cli.output import EXIT_CANCELLED, EXIT_FAILED, EXIT_USAGE, complain
 from edge_scanner.errors import ScannerError, UsageError
+from edge_scanner.memory import return_large_blocks
 
 COMMANDS = {
     "demo": "demo:demo",
@@ -67,6 +68,7 @@ def build(words: list[str]) -> typer.Typer:
 def main() -> int:
     """Run the command line and return its exit code; no traceback for anything that was foreseen."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    return_large_blocks()
     try:
         code = typer.main.get_command(build(sys.argv[1:])).main(standalone_mode=False)
     except typer.Abort:

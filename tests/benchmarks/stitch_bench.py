@@ -33,7 +33,7 @@ from edge_scanner.fuse.align import align
 from edge_scanner.fuse.slide import fuse_slide
 from edge_scanner.fuse.sources import open_source
 from edge_scanner.geometry import Box, Position
-from edge_scanner.memory import peak_rss_mib
+from edge_scanner.memory import peak_rss_mib, return_large_blocks
 from edge_scanner.register import Registrar
 from edge_scanner.store import SlideStore
 from edge_scanner.tile import Tile, Verdict
@@ -276,6 +276,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     if args.do:
         count_decodes()
+        return_large_blocks()  # as the command does
         print(json.dumps(OURS[args.do](args.folder)))
         return
     data = Path(os.environ.get("EDGE_SCANNER_DATA", BESIDE))
