@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import closing
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scan_rig import levels_of, small_config
 from scene_build import build
 
 from edge_scanner import config as configs
-from edge_scanner.errors import ConfigError
+from edge_scanner.errors import AbortedError, ConfigError
 from edge_scanner.fuse.slide import fuse_slide
 from edge_scanner.fuse.sources import open_source
 from edge_scanner.journal import Journal
@@ -140,6 +141,26 @@ def test_a_scan_that_is_right_is_left_alone(tmp_path):
     before = (made.folder / "slide.ome.zarr").stat().st_ino
     assert settle(made) == 0
     assert (made.folder / "slide.ome.zarr").stat().st_ino == before
+    made.close()
+
+
+def test_a_cancelled_pass_ends_at_once_within_the_solve_too(tmp_path):
+    small = scene(3, 2, seed=32, tile=(192, 192), overlap_px=40, stage_error_px=2.0)
+    made = build(small, tmp_path, "small")
+    run_nested(made)
+    polls = count()
+    made.solve_whole(lambda: next(polls) < 0)
+    whole = next(polls)
+    assert whole > len(small.tiles), "asked at every tile, and at every solve"
+    for last in range(whole):
+        polls = count()
+        with pytest.raises(AbortedError):
+            made.solve_whole(lambda last=last, polls=polls: next(polls) >= last)
+        assert next(polls) == last + 1, "nothing is done once it is cancelled"
+    before = levels_of(made.folder)
+    polls = count()
+    assert settle(made, lambda: next(polls) >= whole - 1) is None
+    assert all(np.array_equal(a, b) for a, b in zip(levels_of(made.folder), before, strict=True))
     made.close()
 
 

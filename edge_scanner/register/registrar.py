@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -62,6 +62,8 @@ class Registrar:
         False: every tile is committed at once at its nominal place.
     lag_rows : int
         How many rows beyond a row its solve sees.
+    cancelled : callable
+        Asked before every solve; where it returns True, `add` and `finish` raise AbortedError.
 
     Attributes
     ----------
@@ -78,10 +80,11 @@ class Registrar:
         level: bool = False,
         enabled: bool = True,
         lag_rows: int = LAG_ROWS,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         self._plan = plan
         self._frame = frame
-        self._enabled, self._level, self._lag_rows = enabled, level, lag_rows
+        self._enabled, self._level, self._lag_rows, self._cancelled = enabled, level, lag_rows, cancelled
         self._sigma_px = max(stage_error_um / frame.pixel_size_um, LEAST_SIGMA_PX)
         reach_px = REACH_SIGMAS * self._sigma_px
         self._gates = Gates(
@@ -205,7 +208,7 @@ class Registrar:
         trusted = [e for e in sorted(self._matches) if e[0] in slot and e[1] in slot and self._matches[e].trusted]
         edges = [edge for edge in trusted if self._slips.explain(*edge, self._matches[edge])]
         links = [self._link(edge, slot, nominal) for edge in edges]
-        settled = settle(basis, fixed, links, self._prior, self._sigma_px, self._gates)
+        settled = settle(basis, fixed, links, self._prior, self._sigma_px, self._gates, self._cancelled)
         self._theta = settled.theta
         places = {i: _rounded((y, x)) for i, (y, x) in zip(tiles, nominal + settled.displacement, strict=True)}
         used = {edge for edge, kept in zip(edges, settled.kept, strict=True) if kept}

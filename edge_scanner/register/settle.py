@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from edge_scanner.errors import AbortedError
 from edge_scanner.register.solve import Array, Link, Prior, solve
 
 CLOSURE_PX = 0.5
@@ -44,12 +45,25 @@ class Settled:
     kept: np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
-def settle(basis: Array, fixed: Array, links: Sequence[Link], prior: Prior, sigma_px: float, gates: Gates) -> Settled:
+def settle(
+    basis: Array,
+    fixed: Array,
+    links: Sequence[Link],
+    prior: Prior,
+    sigma_px: float,
+    gates: Gates,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Settled:
     """Solve, drop the worst offender, and repeat until no pair and no tile offends; see `solve` for the arguments.
 
     A pair offends when its residual is above the closure gate or its shift is further from the fitted model than the
     stage can be; a tile when it would lie further from the model than that: it then loses all its pairs. What the
     stage can be is what the gates say or, where most of many pairs show a looser one, three sigma of theirs.
+
+    Raises
+    ------
+    AbortedError
+        `cancelled`, asked before every solve, returned True.
     """
     first = np.array([link.first for link in links], int)
     second = np.array([link.second for link in links], int)
@@ -58,6 +72,8 @@ def settle(basis: Array, fixed: Array, links: Sequence[Link], prior: Prior, sigm
     free = np.isnan(fixed[:, 0])
     kept = np.ones(len(links), bool)
     while True:
+        if cancelled():
+            raise AbortedError("The solve for the tiles' places was cancelled.")
         displacement, theta = solve(
             basis, fixed, [link for link, k in zip(links, kept, strict=True) if k], prior, sigma_px
         )

@@ -23,7 +23,7 @@ from edge_scanner import __version__
 from edge_scanner import store as stores
 from edge_scanner.calibrate.axes import DOUBT
 from edge_scanner.config import Config
-from edge_scanner.errors import ScannerError
+from edge_scanner.errors import AbortedError, ScannerError
 from edge_scanner.geometry import MosaicFrame, Position
 from edge_scanner.journal import Journal, tile_of
 from edge_scanner.mosaic import Mosaic
@@ -111,7 +111,7 @@ class SlideBuild(ABC):
         self._durable = 0
         self._seen: set[int] = set()
 
-    def _registrar(self, lag_rows: int) -> Registrar:
+    def _registrar(self, lag_rows: int, cancelled: Callable[[], bool] = lambda: False) -> Registrar:
         return Registrar(
             self.plan,
             self.frame,
@@ -119,6 +119,7 @@ class SlideBuild(ABC):
             enabled=self.config.mosaic.registration,
             level=self.config.levels_tiles,
             lag_rows=lag_rows,
+            cancelled=cancelled,
         )
 
     @abstractmethod
@@ -267,10 +268,20 @@ class SlideBuild(ABC):
         self._seen.update(tile.index for tile in taken)
         return taken
 
-    def solve_whole(self) -> tuple[Registrar, list[PlacedTile]]:
-        """Return the places, and who found them, that a solve over all pairs of a complete scan gives."""
-        registrar, pairs = self._registrar(self.plan.rows), self._recorded_pairs()
-        placed = [p for r in self.records.all() for p in registrar.add(r.tile, pairs.get(r.tile.index, {}))]
+    def solve_whole(self, cancelled: Callable[[], bool] = lambda: False) -> tuple[Registrar, list[PlacedTile]]:
+        """Return the places, and who found them, that a solve over all pairs of a complete scan gives.
+
+        Raises
+        ------
+        AbortedError
+            `cancelled`, asked at every tile and solve, returned True.
+        """
+        registrar, pairs = self._registrar(self.plan.rows, cancelled), self._recorded_pairs()
+        placed: list[PlacedTile] = []
+        for record in self.records.all():
+            if cancelled():
+                raise AbortedError("The solve for the tiles' places was cancelled.")
+            placed += registrar.add(record.tile, pairs.get(record.tile.index, {}))
         return registrar, placed + registrar.finish()
 
     def _recorded_pairs(self) -> dict[int, dict[tuple[int, int], Match]]:

@@ -56,12 +56,11 @@ def settle(build: SlideBuild, cancelled: Callable[[], bool] = lambda: False) -> 
         How many tiles moved; None where the pass was cancelled or failed, which leaves the store as it is.
     """
     before = [r.placed for r in build.records.all() if r.placed and r.tile.verdict is not Verdict.REJECTED]
-    registrar, everywhere = build.solve_whole()
-    placed = [p for p in everywhere if p.verdict is not Verdict.REJECTED]
-    moved = moved_tiles(before, placed)
-    if not moved:
-        return 0
     try:
+        registrar, everywhere = build.solve_whole(cancelled)
+        placed = [p for p in everywhere if p.verdict is not Verdict.REJECTED]
+        if not (moved := moved_tiles(before, placed)):
+            return 0
         _fuse(build, placed, cancelled)
         _exchange(build.folder)
     except ScannerError as error:
