@@ -104,7 +104,7 @@ def test_a_read_that_waits_ends_when_the_line_is_pulled_out(cable, tmp_path):
     waiting = threading.Thread(target=wait)
     waiting.start()
     laid.pull()
-    waiting.join(timeout=10)
+    waiting.join(timeout=60)
     assert ended
 
 
@@ -112,15 +112,16 @@ def test_a_read_that_waits_ends_when_the_line_is_pulled_out(cable, tmp_path):
 def test_pulled_out_idle_and_moving_and_put_back(cable, tmp_path, protocol):
     with bench.emulator(StageRig(protocol=protocol, **SPEED, **RIG), tmp_path) as side:
         laid = cable(tmp_path / "near", to(tmp_path / "port"))
-        stage = build_rig(stage_config(protocol, *FAST, f"stage.port={laid.near}")).stage
+        stage = build_rig(stage_config(protocol, *FAST, "stage.timeout_s=10", f"stage.port={laid.near}")).stage
         stage.open()
         for moving in (False, True):
             stage.home()
             stage.start_move(NEAR)
             stage.wait()
             if moving:
+                rest_um = side.ask("truth")["x_um"]
                 stage.start_move(FAR)
-                while not side.ask("truth")["moving"]:
+                while side.ask("truth")["x_um"] == rest_um:
                     pass
             laid.pull()
             assert stage.busy()
