@@ -163,6 +163,33 @@ def test_a_listing_beside_the_output_is_not_replaced(tmp_path):
         fuse_slide(open_source(tmp_path), tmp_path / "o.ome.zarr")
 
 
+@pytest.mark.parametrize("name", ["positions.csv", "layout.svg"])
+def test_the_command_replaces_its_own_drawing_and_table_only(source, tmp_path, name):
+    """Twice into one folder is fine; a table or drawing of somebody else, or the list that is read, is not."""
+    assert command("fuse", source, tmp_path / "a.ome.zarr").exit_code == 0
+    assert command("fuse", source, tmp_path / "b.ome.zarr").exit_code == 0
+    (tmp_path / name).write_text("file,z_um\na.png,3.5\n")
+    refused = command("fuse", source, tmp_path / "c.ome.zarr", "--register").exception
+    assert isinstance(refused, UsageError)
+    assert name in str(refused)
+    assert (tmp_path / name).read_text() == "file,z_um\na.png,3.5\n"
+    assert not list(tmp_path.glob("c.*"))
+
+
+def test_the_list_that_a_command_reads_stays_by_whatever_way_it_is_named(tmp_path):
+    names = cut(tmp_path, IMAGE, PLACES, 60)
+    listed(tmp_path, names, PLACES)
+    before = (tmp_path / "tiles.csv").rename(tmp_path / "positions.csv").read_bytes()
+    (tmp_path / "tiles.csv").symlink_to("positions.csv")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for way in (tmp_path, tmp_path / "positions.csv", tmp_path / "link" / "positions.csv", tmp_path / "tiles.csv"):
+        for out in (tmp_path, tmp_path / "link"):
+            refused = command("fuse", way, out / "o.ome.zarr", "--register").exception
+            assert isinstance(refused, UsageError)
+            assert "would be replaced" in str(refused)
+    assert (tmp_path / "positions.csv").read_bytes() == before
+
+
 def test_registration_finds_the_places_again(tmp_path):
     """Tiles of a smooth picture listed up to some pixels wrong."""
     rng = np.random.default_rng(4)

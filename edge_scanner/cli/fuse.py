@@ -13,6 +13,7 @@ import typer
 
 from edge_scanner.cli.output import print_json, print_rows, progress
 from edge_scanner.errors import ScannerError, UsageError
+from edge_scanner.fuse.layout import refuse_foreign
 from edge_scanner.fuse.slide import fuse_slide
 from edge_scanner.fuse.sources import open_source
 from edge_scanner.seamless.segment import segment as segment_slide
@@ -50,6 +51,7 @@ def fuse(
     if chunk is not None and chunk % 2:
         raise UsageError(f"A chunk of {chunk} px cannot be.", "Use an even number.")
     tiles = open_source(source.resolve(), pixel_size_um)
+    refuse_foreign(out.parent)
     with _client(scheduler) as client, progress("fusing", wanted=not as_json) as show:
         report = fuse_slide(
             tiles, out, blend=blend.value if blend else None,
