@@ -43,7 +43,7 @@ Property,Core,Focus,Drive
 def demo_config(*more):
     devices = ("stage.driver=micromanager", f"stage.port={DEVICES}", "camera.driver=micromanager")
     frame = (f"camera.width_px={WIDTH}", f"camera.height_px={HEIGHT}", "camera.channels=1", "camera.exposure_ms=5")
-    stage = ("stage.speed_mm_s=10", "stage.settle_ms=0", "stage.timeout_s=1", "stage.home_timeout_s=5")
+    stage = ("stage.speed_mm_s=10", "stage.settle_ms=0", "stage.timeout_s=5", "stage.home_timeout_s=30")
     dark = ("illumination.driver=none", "illumination.brightfield=false", "optics.pixel_size_um=1")
     return configs.load(None, (*devices, *frame, *stage, *dark, *more))
 
@@ -201,7 +201,7 @@ def test_stop_halts_a_move_and_bars_another(demo):
     while mm.getXYPosition()[0] < 10:
         pass
     stage.stop()
-    mover.join(timeout=5)
+    mover.join(timeout=60)
     halted_at = mm.getXYPosition()
     assert ended
     assert halted_at[0] < 40_000
