@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ Index = NDArray[np.uint64]
 ABSENT = np.iinfo(np.uint64).max
 _TRIES = 8
 """Reads of an index that another process rewrites meanwhile, before it counts as corrupt."""
+_PAUSE_S = 1e-4
+"""Doubled before each read again: 25 ms in all, for a writer that is held off its processor halfway."""
 
 
 def crc32c(data: bytes) -> int:
@@ -104,7 +107,9 @@ def read_index(path: Path, slots: int) -> Index:
     """
     size = index_size(slots)
     try:
-        for _ in range(_TRIES):
+        for tried in range(_TRIES):
+            if tried:
+                time.sleep(_PAUSE_S * 2**tried)
             with _opened(path, os.O_RDONLY) as fd:
                 raw = os.pread(fd, size, 0)
             if len(raw) < size:
