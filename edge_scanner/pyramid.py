@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import cv2
@@ -30,13 +30,14 @@ class Halves(Protocol):
 @dataclass(slots=True)
 class _Parent:
     missing: int
-    pixels: Pixels | None = None
+    halves: dict[Key, Pixels] = field(default_factory=dict)
 
 
 class Pyramid:
     """Makes every level out of the one below by a 2x2 area mean.
 
-    Bound: the unfinished parents, about one and a third rows of chunks of each level as tiles come in scan lines.
+    Bound: the halved children of unfinished parents: of chunks that come row by row, half a row of them and what is
+    begun of the next.
 
     Parameters
     ----------
@@ -81,6 +82,11 @@ class Pyramid:
         """Whether no parent waits for a child."""
         return not self._parents
 
+    @property
+    def held_bytes(self) -> int:
+        """Pixels that wait for their parents' other children."""
+        return sum(half.nbytes for parent in self._parents.values() for half in parent.halves.values())
+
     def _up(self, child: Chunk) -> Iterator[Chunk]:
         level, row, col = child.level + 1, child.row // 2, child.col // 2
         if level >= len(self._shapes):
@@ -90,11 +96,11 @@ class Pyramid:
         if parent is None:
             parent = self._parents[key] = _Parent(self._children(child.level, row, col))
         if key not in self._stored and (half := self._half(child)) is not None:
-            self._paste(key, parent, child, half)
+            parent.halves[child.key] = half
         parent.missing -= 1
         if parent.missing == 0:
             del self._parents[key]
-            done = Chunk(level, row, col, parent.pixels, key in self._stored)
+            done = Chunk(level, row, col, self._pasted(key, parent), key in self._stored)
             yield done
             yield from self._up(done)
 
@@ -112,15 +118,17 @@ class Pyramid:
             self._halves.put(child.key, half)
         return half
 
-    def _paste(self, key: Key, parent: _Parent, child: Chunk, half: Pixels) -> None:
-        level, row, col = key
-        t = self._chunk_px
-        if parent.pixels is None:
-            height, width = self._shapes[level]
-            shape = (min(t, height - row * t), min(t, width - col * t), self._channels)
-            parent.pixels = np.full(shape, self._fill, self._dtype)
-        y, x = (child.row % 2) * (t // 2), (child.col % 2) * (t // 2)
-        parent.pixels[y : y + half.shape[0], x : x + half.shape[1]] = half
+    def _pasted(self, key: Key, parent: _Parent) -> Pixels | None:
+        if not parent.halves:
+            return None
+        (level, row, col), t = key, self._chunk_px
+        height, width = self._shapes[level]
+        shape = (min(t, height - row * t), min(t, width - col * t), self._channels)
+        pixels = np.full(shape, self._fill, self._dtype)
+        for (_, child_row, child_col), half in parent.halves.items():
+            y, x = (child_row % 2) * (t // 2), (child_col % 2) * (t // 2)
+            pixels[y : y + half.shape[0], x : x + half.shape[1]] = half
+        return pixels
 
 
 def halved(pixels: Pixels) -> Pixels:

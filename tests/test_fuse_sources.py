@@ -11,6 +11,7 @@ from fuse_scenes import cut, grid, listed, picture
 from edge_scanner.errors import SourceError
 from edge_scanner.fuse.slide import fuse_slide
 from edge_scanner.fuse.sources import open_source
+from edge_scanner.fuse.tiles import TileReader, TileShape
 from edge_scanner.geometry import Box
 from edge_scanner.store import SlideStore
 
@@ -218,3 +219,18 @@ def test_a_real_tile_scan(shared_data, tmp_path):
     assert report.edges >= 12
     assert report.residual_px_p50 < 2, "distortion of a real lens, not a misplaced tile"
     assert report.loads_per_tile <= 1.5
+
+
+def test_pages_are_used_again_only_when_nobody_looks_at_their_tile(tmp_path):
+    tiles = [np.full((640, 640), k, np.uint8) for k in range(12)]
+    for k, tile in enumerate(tiles):
+        tifffile.imwrite(tmp_path / f"{k}.tif", tile)
+    files = [tmp_path / f"{k}.tif" for k in range(12)]
+    reader = TileReader(files, TileShape((640, 640), np.dtype(np.uint8)), 3 * tiles[0].nbytes)
+    parts = {k: reader.crop(k, Box(k, k, k + 9, k + 9)) for k in range(0, 12, 2)}
+    for k in (1, 3, 5, 7, 9, 11, 1):
+        reader.tile(k)
+    assert all((part == k).all() for k, part in parts.items())
+    assert (reader.tile(11) == 11).all()
+    reader.leave(2 * tiles[0].nbytes)
+    assert reader.held_bytes == tiles[0].nbytes

@@ -14,9 +14,11 @@ from edge_scanner.errors import AbortedError, SourceError, UsageError
 from edge_scanner.fuse.lazy import prepare
 from edge_scanner.fuse.slide import fuse_slide
 from edge_scanner.fuse.sources import open_source
-from edge_scanner.fuse.write import pieces
+from edge_scanner.fuse.tiles import TileReader, TileShape
+from edge_scanner.fuse.write import pieces, write
 from edge_scanner.geometry import Box
-from edge_scanner.store import SlideStore
+from edge_scanner.store import Channel, SlideMetadata, SlideStore
+from edge_scanner.store.codec import Uncompressed
 
 IMAGE = picture(300, 260)
 PLACES = grid(300, 260, 60, 50)
@@ -277,3 +279,30 @@ def test_what_is_no_slide_is_never_replaced(source, tmp_path):
             fuse_slide(open_source(source), out, overwrite=True)
     assert (notes / "precious.txt").read_text() == "kept"
     assert len(open_source(source).tiles) == len(PLACES)
+
+
+class Noting(TileReader):
+    """Notes what others hold of its bound, and what it holds then."""
+
+    def leave(self, nbytes):
+        super().leave(nbytes)
+        self.noted = [*getattr(self, "noted", []), (nbytes, self.held_bytes)]
+
+
+@pytest.mark.parametrize("across", [10, 40])
+@pytest.mark.parametrize("chunk_px", [16, 60])
+def test_tiles_and_the_pyramid_share_one_bound_however_wide_the_mosaic(many, tmp_path, across, chunk_px):
+    files, bound = many[0][: 5 * across], 150_000
+    transforms = [
+        np.array([[1, 0, 54 * (k % across)], [0, 1, 54 * (k // across)], [0, 0, 1]]) for k in range(len(files))
+    ]
+    fusion = prepare(files, transforms)
+    fusion.reader = Noting(files, TileShape((60, 60), np.dtype(np.uint8)), bound)
+    metadata = SlideMetadata(name="s", pixel_size_um=1.0, channels=(Channel("a"),))
+    write(
+        fusion, tmp_path / "o.ome.zarr", chunk_px=chunk_px, codec=Uncompressed(), metadata=metadata, cache_bytes=bound,
+        identity="s",
+    )  # fmt: skip
+    assert max(left for left, _ in fusion.reader.noted) >= chunk_px * 540 / 4  # a row of chunks, halved
+    assert max(left + held for left, held in fusion.reader.noted) <= bound
+    assert fusion.reader.loads <= 1.5 * len(files)

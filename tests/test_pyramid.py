@@ -45,6 +45,19 @@ def test_levels_are_the_halved_level_below(height, width, channels, seed):
         assert np.array_equal(coarse, halved(fine))
 
 
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_of_chunks_row_by_row_half_a_row_waits_at_most(rows, cols):
+    pyramid = Pyramid(
+        level_shapes(rows * CHUNK, cols * CHUNK), channels=1, dtype=np.dtype(np.uint8), fill=0, chunk_px=CHUNK
+    )
+    pixels = np.zeros((CHUNK, CHUNK, 1), np.uint8)
+    most = 0
+    for _ in pyramid.cascade(Chunk(0, r, c, pixels) for r in range(rows) for c in range(cols)):
+        most = max(most, pyramid.held_bytes)
+    assert pyramid.held_bytes == 0
+    assert most <= (cols / 2 + 4) * pixels.nbytes
+
+
 @given(st.integers(0, 255), st.integers(1, 9), st.integers(1, 9))
 def test_halving_is_the_rounded_mean_of_four(seed, h, w):
     image = np.random.default_rng(seed).integers(0, 256, (2 * h, 2 * w, 3), dtype=np.uint8)

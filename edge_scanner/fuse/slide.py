@@ -85,7 +85,7 @@ def fuse_slide(
 ) -> FuseReport:
     """Fuse a source into an OME-Zarr slide, with `positions.csv` and `layout.svg` beside it.
 
-    Memory bound: `memory_mb` of tiles beside the bounds of `write`.
+    Memory bound: that of `write`, and a few copies of a chunk for each thread.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def fuse_slide(
     blend, chunk_px, feather_px, codec : optional
         Those of the scan, or linear, 512, 64 and gzip.
     memory_mb : float
-        Tiles kept in memory.
+        Tiles and unfinished chunks of the pyramid kept in memory.
     register : bool
         Correct the places by what the overlaps show.
     stage_error_px : float

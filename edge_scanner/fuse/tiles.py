@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import struct
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,10 @@ DAMAGE = (
     struct.error, tifffile.TiffFileError, cv2.error,
 )  # fmt: skip
 """What readers raise on files that are cut off or damaged."""
+_LEAST_APART = 1 << 18
+"""Bytes of a tile from which on it gets pages of its own."""
+_SPARE = 2
+"""Tiles' pages that are kept for the next ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,7 @@ class TileFile:
         return cls(Path(path).name, ((str(path), 0),))
 
 
+Room = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 AnyTile = str | Path | TileFile | NDArray[Any]
 
 
@@ -66,7 +74,8 @@ class TileShape:
 class TileReader:
     """Reads tiles whole and keeps the latest; any thread. Pickled without what it holds.
 
-    Memory bound: `cache_bytes` of tiles, and one more for each thread that reads.
+    Memory bound: `cache_bytes` of tiles, less what it was told to leave; one more for each thread that reads, and the
+    pages of two for the next ones.
 
     Parameters
     ----------
@@ -87,7 +96,8 @@ class TileReader:
         self._lock = threading.Lock()
         self._reading = [threading.Lock() for _ in self._tiles]
         self._cache: OrderedDict[int, Pixels] = OrderedDict()
-        self._held = 0
+        self._held = self._left = 0
+        self._spare: deque[mmap.mmap] = deque(maxlen=_SPARE)
         self.loads = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,7 +123,7 @@ class TileReader:
                 if (kept := self._cache.get(index)) is not None:
                     self._cache.move_to_end(index)
                     return kept
-            pixels = read_tile(source)
+            pixels = read_tile(source, self._room)
             found = TileShape(pixels.shape, pixels.dtype)
             if found != self._shape:
                 raise SourceError(f"The tile {source.name} is {found}; others are {self._shape}.", "Fuse like tiles.")
@@ -126,29 +136,65 @@ class TileReader:
         part = tile[box.y0 : box.y1, box.x0 : box.x1]
         return part if part.ndim == 3 else part[..., None]
 
+    @property
+    def held_bytes(self) -> int:
+        """Tiles that are kept."""
+        return self._held
+
+    def leave(self, nbytes: int) -> None:
+        """Leave that much of the bound to others, from now on."""
+        with self._lock:
+            self._left = nbytes
+            self._drop()
+
     def _keep(self, index: int, pixels: Pixels) -> None:
         with self._lock:
             self.loads += 1
             self._cache[index] = pixels
             self._held += pixels.nbytes
-            while self._held > self._cache_bytes and self._cache:
-                self._held -= self._cache.popitem(last=False)[1].nbytes
+            self._drop()
+
+    def _drop(self) -> None:
+        while self._held > self._cache_bytes - self._left and self._cache:
+            self._held -= self._cache.popitem(last=False)[1].nbytes
+
+    def _room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Pixels:
+        """Return memory for a tile in pages of its own: those of one that nobody looks at any more, or new ones.
+
+        Of tiles that one thread reads and another one drops, the C library's heaps keep more than is in use.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        if TileShape(shape, dtype) != self._shape or size < _LEAST_APART:
+            return np.empty(shape, dtype)
+        try:
+            pages = self._spare.pop()
+        except IndexError:
+            pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        room: Pixels = np.ndarray(shape, dtype, pages)
+        weakref.finalize(room, self._spare.append, pages)  # views keep it alive
+        return room
 
 
-def read_tile(tile: TileFile) -> Pixels:
+def read_tile(tile: TileFile, room: Room = np.empty) -> Pixels:
     """Return the pixels of a tile.
+
+    Parameters
+    ----------
+    tile : TileFile
+    room : callable
+        Makes an array of a shape and a dtype, to read into.
 
     Raises
     ------
     SourceError
         When a file is missing or cannot be decoded.
     """
-    pages = [_read_page(Path(path), page) for path, page in tile.pages]
-    if len(pages) == 1:
-        return pages[0]
+    if len(tile.pages) == 1:
+        return _read_page(*tile.pages[0], room)
+    pages = [_read_page(*page, np.empty) for page in tile.pages]
     if len({(page.shape, page.dtype) for page in pages}) > 1 or pages[0].ndim != 2:
         raise SourceError(f"The channels of the tile {tile.name} are not alike.", "Each must be one grey image.")
-    return np.stack(pages, axis=-1)
+    return np.stack(pages, axis=-1, out=room((*pages[0].shape, len(pages)), pages[0].dtype))
 
 
 def common_shape(tiles: Iterable[AnyTile]) -> TileShape:
@@ -206,12 +252,13 @@ def _pixels_shape(tile: AnyTile) -> TileShape:
     return TileShape(pixels.shape, pixels.dtype)
 
 
-def _read_page(path: Path, page: int) -> Pixels:
+def _read_page(name: str, page: int, room: Room) -> Pixels:
+    path = Path(name)
     try:
         if path.suffix.lower() in TIFF:
             with tifffile.TiffFile(path) as tiff:
-                pixels = np.asarray(tiff.pages[page].asarray())
-            return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
+                found = tiff.pages[page]
+                return np.asarray(found.asarray(out=room(found.shape, np.dtype(found.dtype).newbyteorder("="))))
         if path.suffix.lower() == ".npy":
             return np.asarray(np.load(path, allow_pickle=False))
         data = np.fromfile(path, np.uint8)
@@ -221,7 +268,8 @@ def _read_page(path: Path, page: int) -> Pixels:
     if decoded is None:
         raise _unreadable(path, "not an image, or cut off")
     if decoded.ndim == 3:
-        decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB if decoded.shape[2] == 3 else cv2.COLOR_BGRA2RGB)
+        code = cv2.COLOR_BGR2RGB if decoded.shape[2] == 3 else cv2.COLOR_BGRA2RGB
+        decoded = cv2.cvtColor(decoded, code, dst=room((*decoded.shape[:2], 3), decoded.dtype))
     return np.asarray(decoded)
 
 

@@ -72,7 +72,7 @@ def pieces(fusion: Fusion, chunk_px: int, cache_bytes: int) -> list[Piece]:
     fusion : Fusion
     chunk_px : int
     cache_bytes : int
-        Tiles that may be kept; bounds the width of a band and of a strip.
+        Tiles and unfinished chunks of the pyramid that may be kept; bounds the width of a band and of a strip.
     """
     height, width = (-(-side // chunk_px) for side in fusion.extent)
     strip = min(_strip(fusion, chunk_px, cache_bytes), -(-width // SHARD_CHUNKS) * SHARD_CHUNKS)
@@ -90,14 +90,20 @@ def _strip(fusion: Fusion, chunk_px: int, cache_bytes: int) -> int:
 
     The reader drops what was used longest ago. So for a tile to be there still when the next row of chunks needs it,
     all tiles that one row touches must be kept: one tile's row more than reaches into it, and one tile more across.
+    Beside them waits what the pyramid has not finished, half a row of chunks, and an eighth at the top of the piece.
+    (Along the border of two bands it is a chunk for sixteen rows at most: the reader leaves that of its margin.)
     """
     tile_height, tile_width, tile_bytes = fusion.tile_extent
+    width = fusion.extent[1] / chunk_px
     own = len(fusion.touching((0, 0), fusion.extent)) * tile_height * tile_width
     tiles_a_side = max(1.25, math.sqrt(own / math.prod(fusion.extent)))  # that begin within a tile's length
-    rows = 1 + int(tiles_a_side * (chunk_px / tile_height + 1))
-    across = cache_bytes / (tile_bytes * rows)
-    room_px = ((across - 1) / tiles_a_side - 1) * tile_width
-    return max(1, -(-fusion.extent[1] // chunk_px) if room_px >= fusion.extent[1] else int(room_px / chunk_px))
+    across = tile_bytes * (1 + int(tiles_a_side * (chunk_px / tile_height + 1)))
+    chunk_bytes = chunk_px**2 * (fusion.channels or 1) * fusion.look.dtype.itemsize
+    a_column = across * tiles_a_side * chunk_px / tile_width + chunk_bytes * (1 / 2 + 1 / 8)
+    room = cache_bytes - across * (1 + tiles_a_side)
+    if room >= a_column * width:
+        return math.ceil(width)
+    return max(1, int(room / a_column))
 
 
 def write(
@@ -118,7 +124,9 @@ def write(
 
     Nothing stays of a run that failed before its first piece was done, or by its tiles.
 
-    Memory bound: the reader's tiles, sixteen chunks, and the unfinished chunks of the pyramid.
+    Memory bound: `cache_bytes` for the reader's tiles and what waits in the pyramid together (half a row of chunks of a
+    band, and along its border one for sixteen rows), however wide the mosaic; the sixteen chunks under way and the
+    coarser ones that they finish, as pixels and encoded.
 
     Parameters
     ----------
@@ -129,7 +137,7 @@ def write(
     codec : Codec
     metadata : SlideMetadata
     cache_bytes : int
-        What the reader keeps.
+        The reader's own bound, of which it gets what the pyramid does not need.
     identity : str
         Names the work; a partial result of another is thrown away.
     overwrite : bool
@@ -223,10 +231,15 @@ class _Writer:
         self.computed += 1
         tops = []
         for row, cols in piece.runs:
-            emitted = list(self._pyramid.cascade(self._row(row, cols)))
-            tops += [chunk for chunk in emitted if chunk.level == self._top]
-            self._keep(emitted)
+            tops += self._run(row, cols)
+            self._fusion.reader.leave(self._pyramid.held_bytes + _nbytes(tops))
         self._store.commit(lambda parts: self._known.done(number, tops, parts))
+
+    def _run(self, row: int, cols: range) -> list[Chunk]:
+        """Make chunks and what they finish, and return those of the level at which a shard has become one chunk."""
+        emitted = list(self._pyramid.cascade(self._row(row, cols)))
+        self._keep(emitted)
+        return [chunk for chunk in emitted if chunk.level == self._top]
 
     def _row(self, row: int, cols: range) -> Iterator[Chunk]:
         t, (height, width) = self._store.chunk_px, self._fusion.extent
@@ -251,6 +264,10 @@ class _Writer:
 def _threads(lazy: Sequence[Any]) -> Sequence[Any]:
     made: Sequence[Any] = dask.compute(*lazy, scheduler="threads")
     return made
+
+
+def _nbytes(chunks: Sequence[Chunk]) -> int:
+    return sum(chunk.pixels.nbytes for chunk in chunks if chunk.pixels is not None)
 
 
 def _with_channel(pixels: Pixels | None) -> Pixels | None:
