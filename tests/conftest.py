@@ -19,6 +19,13 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def resident_memory() -> None:
+    """Skip where the kernel tells an emulator's memory, not the program's."""
+    if Path("/proc/self/stat").read_text(encoding="ascii").split()[23] == "0":
+        pytest.skip("an emulator of processors tells no resident memory")
+
+
 NO_CLOCK = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # a busy machine is no fault
 # A change is judged on the same examples each time: what it breaks, not what chance finds in it. Chance has its own
 # run: pytest --hypothesis-profile=explore.

@@ -109,6 +109,7 @@ print((resident() - before) / engine_bytes(["cpu"]))
 """
 
 
+@pytest.mark.usefixtures("resident_memory")
 def test_what_is_set_aside_for_the_network_is_what_it_takes() -> None:
     pytest.importorskip("onnxruntime", reason="learned focus needs the extra [cpu]")
     done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)

@@ -128,7 +128,9 @@ class Lane:
         junit = self._root.root / "junit.xml"
         junit.unlink(missing_ok=True)
         how = ("-q", "-n", str(self._jobs), "--dist", "loadfile", "-p", "no:cacheprovider", "--durations=15")
-        done = self._root.run("pytest", *how, "--junitxml=/junit.xml", *(f"tests/{name}" for name in chosen))
+        done = self._root.run(
+            "python", "-m", "pytest", *how, "--junitxml=/junit.xml", *(f"tests/{name}" for name in chosen)
+        )
         sys.stdout.write(done.stdout[-12000:] + "\n")
         row = Row()
         for case in ET.parse(junit).iter("testcase"):

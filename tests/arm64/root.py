@@ -18,7 +18,7 @@ TOOLS = ("qemu-aarch64-static", "mmdebstrap", "unshare", "chroot")
 PACKAGES = "python3,python3-venv"
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 FORMAT = Path("/usr/lib/binfmt.d/qemu-aarch64.conf")
-PARTS = ("tests", "deploy", "systemd", "pyproject.toml")
+PARTS = ("tests", "models", "deploy", "systemd", "pyproject.toml")
 """What the tests read beside the installed package; the package itself stays outside, so that only the wheel is run."""
 PLATFORMS = ("manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in range(17, 37)))
 """Wheels that run with glibc 2.36, Debian 12's."""
