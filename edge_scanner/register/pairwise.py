@@ -9,6 +9,7 @@ interpolation error, and two identical strips give a shift of exactly zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -89,19 +90,23 @@ def match(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> Match:
     Match
         `first[p]` shows what `second[p - (dy_px, dx_px)]` shows; `NO_MATCH` where there is nothing to see.
     """
-    start = _coarse(first, second, reach_px)
-    if start is None:
-        return NO_MATCH
-    return _refine(first, second, *start, reach_px + 1)
+    return next(matches(first, second, (reach_px,)))
 
 
-def _coarse(first: NDArray[Any], second: NDArray[Any], reach_px: float) -> tuple[float, float, float] | None:
-    """Return (dy, dx, margin), the shift to a pixel or better; None where a strip is even."""
+def matches(first: NDArray[Any], second: NDArray[Any], reaches_px: Sequence[float]) -> Iterator[Match]:
+    """Yield what `match` finds within each reach, in turn; a wider search costs less than a first one."""
     factor = 2 if min(first.shape) >= 48 else 1
     a, b = _reduced(first, factor), _reduced(second, factor)
-    if not (a.any() and b.any()):
-        return None
-    surface = _correlation(a, b)
+    surface = _correlation(a, b) if a.any() and b.any() else None  # a strip may be even
+    for reach_px in reaches_px:
+        if surface is None:
+            yield NO_MATCH
+        else:
+            yield _refine(first, second, *_coarse(a, b, surface, reach_px, factor), reach_px + 1)
+
+
+def _coarse(a: Image, b: Image, surface: Image, reach_px: float, factor: int) -> tuple[float, float, float]:
+    """Return (dy, dx, margin), the shift to a pixel or better, given the reduced strips and their correlation."""
     ry, rx = (min(math.ceil(reach_px / factor), n - n // 4 - 1, n // 2 - 1) for n in a.shape)
     surface = np.roll(surface, (ry, rx), (0, 1))[: 2 * ry + 1, : 2 * rx + 1]
     tops = np.where(surface >= cv2.dilate(surface, np.ones((3, 3), np.uint8)), surface, -np.inf).ravel()

@@ -13,7 +13,7 @@ from edge_scanner.errors import ScannerError
 from edge_scanner.geometry import MosaicFrame
 from edge_scanner.plan import ScanPlan
 from edge_scanner.register.gain import gains, with_ratio
-from edge_scanner.register.pairwise import NO_MATCH, Match, match
+from edge_scanner.register.pairwise import NO_MATCH, Match, matches
 from edge_scanner.register.settle import Gates, settle
 from edge_scanner.register.slips import Edge, Slips
 from edge_scanner.register.solve import Array, Link, Prior
@@ -177,10 +177,11 @@ class Registrar:
 
     def _matched(self, first: Strip, second: Strip) -> Match:
         """Return the shift within the stage's error, else one further away, else what there is."""
-        found = match(first, second, self._search_px)
+        searches = matches(first, second, (self._search_px, max(first.shape) / 2))
+        found = next(searches)
         if found.trusted:
             return found
-        far = match(first, second, max(first.shape) / 2)
+        far = next(searches)
         return far if far.trusted and not self._slips.near(far) else found
 
     def _textured(self, index: int) -> bool:
