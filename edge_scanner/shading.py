@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -72,6 +74,13 @@ class Setting:
             if own != others:
                 return f"its {f.name} was {own}, now it is {others}"
         return ""
+
+
+DAMAGE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, struct.error, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
+"""What reading a damaged file raises; an unknown compression is a RuntimeError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +163,7 @@ class FlatField:
                 )  # fmt: skip
         except FileNotFoundError as error:
             raise SourceError(f"There is no flat field {path}.", advice) from error
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise SourceError(f"The file {path} is no flat field, or a damaged one.", advice) from error
         if about.get("format") != FORMAT or about.get("sha256") != flat.checksum():
             raise SourceError(f"The flat field {path} is damaged: its checksum does not fit.", advice)
