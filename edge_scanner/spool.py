@@ -23,6 +23,8 @@ from edge_scanner.geometry import Box
 from edge_scanner.store.shard import disk_errors, write
 from edge_scanner.tile import Pixels
 
+FOLDER = "spool"
+"""Where a scan keeps what waits; gone when it has ended."""
 BANDS = 4
 """Row ranges of frames on disk that are kept in memory: a chunk touches that many tiles, and so does the next."""
 

@@ -120,7 +120,7 @@ def test_a_scan_broken_off_within_the_pass_keeps_its_store(scanned, case, tmp_pa
     again.close()
 
 
-def test_a_start_removes_the_store_that_a_kill_behind_the_outcome_left_and_no_unfinished_one(tmp_path):
+def test_a_start_removes_what_a_kill_behind_the_outcome_left_and_nothing_of_unfinished_scans(tmp_path):
     archive = Archive(small_config(tmp_path))
     plan = make_plan(small_config(tmp_path), ScanRegion(0.0, 0.0, 0.8, 0.6))
     for name in ("completed", "cancelled", "failed", "unfinished"):
@@ -128,10 +128,14 @@ def test_a_start_removes_the_store_that_a_kill_behind_the_outcome_left_and_no_un
         with closing(Journal(folder / "journal.sqlite")) as journal:
             journal.note("outcome", None if name == "unfinished" else name)
         (folder / "settling" / "slide.ome.zarr").mkdir(parents=True)
-    (archive.create("bare", plan, "2026-01-01T00:00:00Z") / "settling").mkdir()
+        (folder / "spool").mkdir()
+        (folder / "spool" / "000000.half").touch()
+    for part in ("settling", "spool"):
+        (archive.create(f"bare-{part}", plan, "2026-01-01T00:00:00Z") / part).mkdir()
     archive.prepare()
-    left = {path.parent.name for path in tmp_path.glob("*/settling")}
-    assert left == {"failed", "unfinished", "bare"}, "a scan that is gone on with takes its store back"
+    for part in ("settling", "spool"):
+        left = {path.parent.name for path in tmp_path.glob(f"*/{part}")}
+        assert left == {"failed", "unfinished", f"bare-{part}"}, "a scan that is gone on with takes its own back"
 
 
 def test_a_scan_that_is_right_is_left_alone(tmp_path):

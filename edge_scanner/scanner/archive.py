@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from edge_scanner.focus.model import ModelFile
 from edge_scanner.journal import read_only
 from edge_scanner.plan import ScanPlan
 from edge_scanner.scanner import settling
+from edge_scanner.spool import FOLDER as SPOOL
 from edge_scanner.spool import sync_filesystem
 from edge_scanner.state import Outcome
 from edge_scanner.store.shard import disk_errors
@@ -58,10 +60,11 @@ class Archive:
             ) from error
         if not os.access(self.root, os.W_OK | os.X_OK):
             raise StoreError(f"The storage root {self.root} is not writable.", "Change its owner or storage.root.")
-        for left in self.root.glob(f"*/{settling.FOLDER}"):
-            with suppress(StoreError):
-                if _journalled(left.parent / "journal.sqlite")[0] in ENDED:
-                    settling.discard(left.parent)
+        for name in (settling.FOLDER, SPOOL):
+            for left in self.root.glob(f"*/{name}"):
+                with suppress(StoreError):
+                    if _journalled(left.parent / "journal.sqlite")[0] in ENDED:
+                        shutil.rmtree(left, ignore_errors=True)
 
     def check_room(self, plan: ScanPlan, folder: Path | None = None) -> None:
         """Refuse a plan that the disk has no room for; of an unfinished scan, beside what its folder takes already.

@@ -35,6 +35,7 @@ from edge_scanner.register import Match, Registrar
 from edge_scanner.register.registrar import LAG_ROWS
 from edge_scanner.scanner import settling
 from edge_scanner.scanner.emission import HeldFrames, Numbered, Watermark
+from edge_scanner.spool import FOLDER as SPOOL
 from edge_scanner.spool import HalvesOnDisk, Spool, checksum, sync_filesystem
 from edge_scanner.store import SlideStore, StoredPart
 from edge_scanner.store.codec import make_codec
@@ -92,12 +93,12 @@ class SlideBuild(ABC):
         self.registrar = self._registrar(LAG_ROWS)
         self.settled_tiles: int | None = None
         keep = config.scan.keep_tiles
-        self.spool = Spool(folder / ("tiles" if keep else "spool"), int(config.scan.cache_mb * 1e6), keep=keep)
+        self.spool = Spool(folder / ("tiles" if keep else SPOOL), int(config.scan.cache_mb * 1e6), keep=keep)
         self.journal = Journal(folder / "journal.sqlite")
         self.store = self._open_store() if resume else self._create_store(scan_id, acquired)
         stored = self._recover_store() if resume else frozenset[Key]()
         self.memory = MemoryTrace(self.journal.noted("memory") or ())
-        self.halves = HalvesOnDisk(folder / "spool", self.store.dtype)
+        self.halves = HalvesOnDisk(folder / SPOOL, self.store.dtype)
         self._frames = HeldFrames(self.spool)
         self.mosaic = self._mosaic(stored)
         self.pyramid = self._pyramid(stored)
@@ -240,7 +241,7 @@ class SlideBuild(ABC):
             self._frames.release(self._durable)
             self.spool.close()
             with contextlib.suppress(OSError):
-                (self.folder / "spool").rmdir()
+                (self.folder / SPOOL).rmdir()
 
     def recover(self) -> list[Tile]:
         """Go back to where an earlier run left off: everything durable is taken over, nothing else.
