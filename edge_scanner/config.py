@@ -121,7 +121,10 @@ class SimConfig(Section):
     tilt_um_per_mm: Finite = 1.5
     bow_um: Finite = 4.0
     bumps_um: NotNegative = 1.0
-    axial_colour_um: Finite = Field(0.45, description="Red focuses that much above green, blue below.")
+    axial_colour_um: Finite = Field(
+        0.45,
+        description="Red focuses that much above green at NA 0.75, blue below; as the depth of field at others.",
+    )
     spherical_waves: Finite = 0.08
     full_well_electrons: Positive = 10_000.0
     read_noise_electrons: NotNegative = 6.0
@@ -157,8 +160,12 @@ class OpticsConfig(Section):
     @property
     def depth_of_field_um(self) -> float:
         """Diffraction-limited depth of field, lambda * n / NA^2 at 0.53 um (0.94 um in air at NA 0.75)."""
-        index = {"air": 1.0, "water": 1.33, "oil": 1.515}[self.immersion]
-        return 0.53 * index / self.numerical_aperture**2
+        return 0.53 * self.refractive_index / self.numerical_aperture**2
+
+    @property
+    def refractive_index(self) -> float:
+        """What the immersion refracts: 1 in air, 1.33 in water, 1.515 in oil."""
+        return {"air": 1.0, "water": 1.33, "oil": 1.515}[self.immersion]
 
 
 class ScanConfig(Section):

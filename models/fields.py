@@ -1,8 +1,8 @@
 """Training data: small fields of real and synthetic tissue, defocused by the simulator's optics, with their z.
 
 A field is 512 x 512 px on the network's grid and is cut into four patches, so that rendering costs little a patch.
-Everything is a pure function of the seed and the slides. Defocus is told in micrometres of an objective of NA 0.75:
-`z * (NA / 0.75)^2`, and frames are resampled to `0.375 / NA` micrometres a pixel, where every objective blurs alike.
+Everything is a pure function of the seed and the slides. Defocus is told in micrometres of an objective of NA 0.75
+(`defocus_unit`), and frames are resampled to `0.375 / NA` micrometres a pixel, where every objective blurs alike.
 """
 
 from __future__ import annotations
@@ -17,15 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_scanner.config import SimConfig
-from edge_scanner.focus.samples import PATCH_PX, REFERENCE_NA, REFERENCE_PIXEL_UM
+from edge_scanner.focus.samples import PATCH_PX, REFERENCE_NA, REFERENCE_PIXEL_UM, defocus_unit
 from edge_scanner.sim.optics import RGB_WAVELENGTHS_UM, blur
+from edge_scanner.sim.picture import PictureSpecimen
 from edge_scanner.sim.psf import Pupil
 from edge_scanner.sim.specimen import Specimen, open_specimen
+from models.leaves import leaves
 
 FIELD_PX = 2 * PATCH_PX
-STEP_UM = 0.05
+LEAVES_PX = 1024
 RANGE_UM = 11.0
-GLASS = 245.0
+"""How far from focus frames are rendered, reference micrometres: 10 % beyond +-10 um at NA 0.75."""
+
+LONG_RANGE_UM = 14.0
+"""The same at the highest apertures, where little glass is left between the lens and +-7 um."""
+
+NEAREST = 0.05
+"""Share of the range within which focus is sought at its finest."""
+
+APERTURES = {"10x": (0.25, 0.36), "20x/0.5": (0.38, 0.66), "20x": (0.68, 0.82), "40x": (0.85, 0.95)}
+ZOOMS = {"10x": (0.6, 1.1), "20x/0.5": (0.6, 1.1), "20x": (0.8, 1.1), "40x": (0.5, 0.8)}
+"""Kinds of objectives: their numerical apertures, and how many pixels of the network's grid a camera pixel is."""
 
 Image = NDArray[Any]
 Rng = np.random.Generator
@@ -43,7 +55,7 @@ class Optics:
     @property
     def unit(self) -> float:
         """Micrometres of the reference objective that one of this one's is worth."""
-        return (self.numerical_aperture / REFERENCE_NA) ** 2
+        return defocus_unit(self.numerical_aperture)
 
     @property
     def zoom(self) -> float:
@@ -52,8 +64,8 @@ class Optics:
 
     @property
     def range_um(self) -> float:
-        """How far the stage goes from focus: 10 % beyond +-10 um, less where that would be out of the patch."""
-        return min(RANGE_UM, 14.0 / self.unit)
+        """How far the stage goes from focus."""
+        return (LONG_RANGE_UM if self.numerical_aperture > APERTURES["20x"][1] else RANGE_UM) / self.unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +78,22 @@ class Source:
     most: float
 
 
-def nominal() -> Optics:
-    """Return 20x/0.75 as the simulator has it by default."""
-    return Optics(0.75, 0.5, 0.45, 0.08)
+def nominal(kind: str = "20x") -> Optics:
+    """Return an instrument of a kind in `APERTURES` as the simulator has it by default."""
+    na, pixel_um = {"10x": (0.3, 1.0), "20x/0.5": (0.5, 0.5), "20x": (0.75, 0.5), "40x": (0.95, 0.25)}[kind]
+    return Optics(na, pixel_um, 0.45 * (REFERENCE_NA / na) ** 2, 0.08)
 
 
 def draw_optics(rng: Rng, kind: str) -> Optics:
-    """Return an instrument of a kind, `20x`, `10x` or `40x`; the sign of the axial colour is never drawn."""
-    na, pixel = {"20x": (0.75, 0.5), "10x": (0.3, 1.0), "40x": (0.95, 0.25)}[kind]
-    axial = STEP_UM * round(rng.uniform(0.35, 0.6) / STEP_UM)
-    spread = 0.0 if kind == "40x" else 0.06
-    na *= 1 + spread * rng.uniform(-1, 1)
-    return Optics(na, pixel * (1 + 0.08 * rng.uniform(-1, 1)), axial, rng.uniform(0.05, 0.11))
+    """Return an instrument of a kind in `APERTURES`; the sign of the axial colour is never drawn.
+
+    Objectives are corrected for colour in proportion to their depth of field, so that is how it is drawn: 0.3 to
+    0.65 um at NA 0.75.
+    """
+    na = rng.uniform(*APERTURES[kind])
+    pixel_um = rng.uniform(*ZOOMS[kind]) * REFERENCE_PIXEL_UM * REFERENCE_NA / na
+    axial = rng.uniform(0.3, 0.65) * (REFERENCE_NA / na) ** 2
+    return Optics(na, pixel_um, axial, rng.uniform(0.05, 0.11))
 
 
 def real_sources(folder: Path, names: Sequence[str]) -> list[Source]:
@@ -102,12 +118,21 @@ def synthetic_sources(seeds: Sequence[int]) -> list[Source]:
     return [Source(f"synthetic {s.seed}", open_specimen(s, REFERENCE_PIXEL_UM), 1.0, 1.2) for s in sims]
 
 
+def leaf_sources(seeds: Sequence[int]) -> list[Source]:
+    """Return seeded pictures of fallen leaves, each a sheet of sixteen of other colours."""
+    sheets = []
+    for seed in seeds:
+        rows = [np.hstack([leaves(16 * seed + 4 * row + col, LEAVES_PX) for col in range(4)]) for row in range(4)]
+        sheets.append(Source(f"leaves {seed}", PictureSpecimen(np.vstack(rows), REFERENCE_PIXEL_UM), 1.0, 3.0))
+    return sheets
+
+
 def render(rng: Rng, source: Source, optics: Optics, z_um: float) -> Image:
     """Return one field, (512, 512, 3) uint8, seen `z_um` above focus."""
     reach = (abs(z_um) + optics.axial_um) * Pupil(optics.numerical_aperture, 1.0, 0.53, 0.0).slope * 1.1
     margin = int(min(reach / optics.pixel_size_um + 8, 256)) // 8 * 8 + 8
     side = round(FIELD_PX / optics.zoom)
-    tissue = _restain(rng, _cut(rng, source, side + 2 * margin))
+    tissue = _soften(rng, _restain(rng, _cut(rng, source, side + 2 * margin)))
     planes = []
     for c, line in enumerate(RGB_WAVELENGTHS_UM):
         pupil = Pupil(optics.numerical_aperture, 1.0, line, optics.spherical_waves)
@@ -119,11 +144,12 @@ def render(rng: Rng, source: Source, optics: Optics, z_um: float) -> Image:
 def render_all(rng: Rng, sources: Sequence[Source], optics: Optics, count: int) -> Iterator[tuple[Image, float, int]]:
     """Yield fields of one instrument, their z in reference micrometres and the index of their source.
 
-    A third of them lie within a quarter of the range, since most tiles of a scan do.
+    Half of them are spread evenly over the range, the others gather about focus, where most tiles of a scan lie and
+    the tenth of a micrometre counts.
     """
     for _ in range(count):
-        reach = optics.range_um * (0.25 if rng.random() < 0.33 else 1.0)
-        z_um = STEP_UM * round(rng.uniform(-reach, reach) / STEP_UM)
+        reach_um = optics.range_um * (1.0 if rng.random() < 0.5 else NEAREST ** rng.random())
+        z_um = rng.uniform(-reach_um, reach_um)
         chosen = int(rng.integers(len(sources)))
         yield render(rng, sources[chosen], optics, z_um), z_um * optics.unit, chosen
 
@@ -135,11 +161,14 @@ def patches(field: Image) -> Image:
 
 
 def _cut(rng: Rng, source: Source, side: int) -> Image:
-    """Return a square of tissue, float32 grey levels; of four places the first that is not nearly empty."""
+    """Return a square of tissue, float32 grey levels; of some places the first that is not nearly empty.
+
+    One in four is taken as it comes: faint places and the edges of tissue have to be judged as well.
+    """
     scale = float(np.exp(rng.uniform(np.log(source.least), np.log(source.most))))
     wanted = int(side * scale) + 1
     specimen = source.specimen
-    for _ in range(4):
+    for _ in range(1 if rng.random() < 0.25 else 4):
         y0 = int(rng.integers(0, max(1, specimen.height_px - wanted)))
         x0 = int(rng.integers(0, max(1, specimen.width_px - wanted)))
         pixels = specimen.read(y0, x0, min(wanted, specimen.height_px), min(wanted, specimen.width_px))
@@ -153,13 +182,23 @@ def _cut(rng: Rng, source: Source, side: int) -> Image:
 
 
 def _restain(rng: Rng, tissue: Image) -> Image:
-    """Mix the optical densities of the channels and scale them: another stain, thicker or thinner."""
+    """Exchange and mix the optical densities of the channels and scale them: another stain, thicker or thinner."""
     density = -np.log10(np.clip(tissue, 1, 255) / 255)
+    if rng.random() < 0.5:
+        density = density[..., rng.permutation(3)]
     share = rng.uniform(0, 0.6) if rng.random() < 0.7 else 0.0
     mix = rng.uniform(0.05, 1.0, (3, 3))
     mix = (1 - share) * np.eye(3) + share * mix / mix.sum(axis=0)
     density = density @ mix.astype(np.float32) * np.float32(rng.uniform(0.5, 1.4))
     return np.asarray(rng.uniform(225, 255) * 10.0**-density, np.float32)
+
+
+def _soften(rng: Rng, tissue: Image) -> Image:
+    """Take half of the pictures as less sharp than pixels can be, their colours unlike, as another scanner's are."""
+    if rng.random() < 0.5:
+        return tissue
+    sigma_px = rng.uniform(0, 0.6) + rng.uniform(0, 0.35, 3)
+    return np.stack([cv2.GaussianBlur(tissue[..., c], (0, 0), max(s, 0.1)) for c, s in enumerate(sigma_px)], axis=2)
 
 
 def _expose(rng: Rng, planes: Image) -> Image:
@@ -170,7 +209,7 @@ def _expose(rng: Rng, planes: Image) -> Image:
     shade = 1 - rng.uniform(0, 0.15) * ((y - cy) ** 2 + (x - cx) ** 2) / (3 * (h * h + w * w))
     light = planes * (rng.uniform(0.75, 1.0) * shade[..., None]).astype(np.float32)
     electrons = rng.uniform(6_000, 20_000) / 255
-    sigma = np.sqrt(light / electrons + (rng.uniform(3, 8) / electrons) ** 2)
+    sigma = np.sqrt(np.maximum(light, 0) / electrons + (rng.uniform(3, 8) / electrons) ** 2)
     light += sigma * rng.standard_normal(light.shape, np.float32)
     return np.asarray(np.clip(np.rint(light), 0, 255), np.uint8)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.spectrum import Spectrum
 
-RANGE_UM = 16.0
+RANGE_UM = 20.0
 """The output is bounded by this, reference micrometres."""
 
 LEAST_SIGMA_UM = 0.02
@@ -96,7 +96,7 @@ class _Relative(nn.Module):
         return patches / patches.mean((2, 3), keepdim=True).clamp_min(1e-3) - 1.0
 
 
-def spectral(width: int = 320, depth: int = 4, dropout: float = 0.1, jitter: float = 0.1) -> Regressor:
+def spectral(width: int = 448, depth: int = 4, dropout: float = 0.05, jitter: float = 0.1) -> Regressor:
     """Return a residual net on the power and cross spectra of the colours."""
     front = Spectrum()
     begin = nn.BatchNorm1d(front.features, affine=False), _Jitter(jitter), nn.Linear(front.features, width)

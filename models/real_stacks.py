@@ -29,7 +29,7 @@ Numbers = NDArray[np.float64]
 
 WAFER_NA, WAFER_PIXEL_UM = 0.45, 0.286
 WAFER_REACH_UM = 17.0
-"""Beyond it the network's answer saturates at that aperture."""
+"""How far from focus frames are judged; some stacks go on to 100 um."""
 NEAR_UM = 7.0
 SECTIONS = 5
 

@@ -164,16 +164,16 @@ def test_a_damaged_calibration_is_refused(tmp_path):
 
 
 def test_an_objective_the_card_does_not_name_is_refused_everywhere_but_in_evaluation():
-    low = config("optics.numerical_aperture=0.3", "optics.pixel_size_um=1.0")
+    low = config("optics.numerical_aperture=0.2", "optics.pixel_size_um=1.0")
     for refuses in (check_focus, ModelFocus):
-        with pytest.raises(ConfigError, match=r"0.7 to 0.8 and 0.9 to 0.95; this objective has 0.3") as refused:
+        with pytest.raises(ConfigError, match=r"of 0\.25 to 0\.95; this objective has 0\.2,") as refused:
             refuses(low)
         assert "classical" in refused.value.advice
     assert check_focus(low.model_copy(update={"focus": config().focus.model_copy(update={"mode": "classical"})}))
 
 
-ZERO = "sim.spherical_waves=0.2"
-"""What is sharpest lies half a micrometre from where the network was taught."""
+UNLIKE = "sim.axial_colour_um=-0.45"
+"""Blue focuses above red, the reverse of what the network was taught."""
 
 
 def test_the_command_writes_the_file_on_hardware_in_the_loop(tmp_path, monkeypatch, capsys):
@@ -183,17 +183,17 @@ def test_the_command_writes_the_file_on_hardware_in_the_loop(tmp_path, monkeypat
     path.write_text("what was there before does not matter")
     bench_folder.mkdir()
     case = scenario.load(Path(scenario.__file__).parent / "scenarios" / "grbl.toml")
-    ours = ["camera.width_px=512", "camera.height_px=512", "optics.pixel_size_um=0.5", "sim.seed=41", FLAT, ZERO]
+    ours = ["camera.width_px=512", "camera.height_px=512", "optics.pixel_size_um=0.5", "sim.seed=41", FLAT, UNLIKE]
     given_ = [*settings(case, bench_folder, tmp_path / "out"), *ours, "sim.tissue_width_mm=2", "sim.tissue_height_mm=2"]
     words = ["--json", "--width-mm", "2", "--height-mm", "2", *(word for text in given_ for word in ("--set", text))]
     with bench.emulator(case.stage, bench_folder), bench.camera(load(None, given_), bench_folder):
         code, out, err = run_cli(monkeypatch, capsys, *words, "--set", f"focus.calibration={path}", "focus")
     assert code == 0, err
     told = json.loads(out)
-    assert (told["swapped"], told["frames"]) == (False, 36)
-    assert told["offset_um"] < -0.3
+    assert (told["swapped"], told["frames"]) == (True, 36)
+    assert told["gain"] == pytest.approx(1, abs=0.1)
     assert told["residual_um"] < 0.94
-    named = config(FLAT, ZERO, f'focus.calibration="{path}"')
+    named = config(FLAT, UNLIKE, f'focus.calibration="{path}"')
     assert check_focus(named).startswith("measured 20")
     assert_better(Estimator(named), Estimator(config()), probe_of(named))
 
@@ -212,6 +212,7 @@ def test_empty_glass_is_no_calibration(tmp_path):
 
 def test_the_shipped_card_names_its_objectives():
     file = ModelFile.open(str(SHIPPED))
-    assert [(o.lowest_na, o.highest_na) for o in file.objectives] == [(0.7, 0.8), (0.9, 0.95)]
+    assert [o.lowest_na for o in file.objectives] == [0.25, 0.37, 0.67, 0.83]
+    assert [o.highest_na for o in file.objectives] == [0.37, 0.67, 0.83, 0.95]
     assert file.stretch(config().optics) == pytest.approx(1.0)
     assert file.stretch(config("optics.numerical_aperture=0.95").optics) > 1.1

@@ -35,12 +35,12 @@ def test_a_scan_out_of_focus_pauses_with_a_reason_and_goes_on(tmp_path):
 
 
 def test_an_objective_that_the_model_was_not_measured_with_is_refused_with_advice(tmp_path):
-    with daemon(tmp_path, "focus.mode=model", "optics.numerical_aperture=0.3") as (client, _, _child):
+    with daemon(tmp_path, "focus.mode=model", "optics.numerical_aperture=0.2") as (client, _, _child):
         client.home()
         client.wait_idle()
-        with pytest.raises(RemoteError, match=r"this objective has 0\.3") as refused:
+        with pytest.raises(RemoteError, match=r"this objective has 0\.2") as refused:
             client.scan(**REGION)
         assert (refused.value.code, client.status()["state"]) == ("bad_argument", "IDLE")
         assert "classical" in refused.value.advice
-        assert "this objective has 0.3" in client.status()["providers"]["error"]
+        assert "this objective has 0.2" in client.status()["providers"]["error"]
         assert client.scans() == []

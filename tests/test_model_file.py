@@ -12,7 +12,7 @@ import pytest
 from edge_scanner.config import Config, load
 from edge_scanner.errors import ConfigError
 from edge_scanner.focus import make_focus
-from edge_scanner.focus.model import BATCH, SHIPPED, ModelFile, OnnxFocusModel
+from edge_scanner.focus.model import BATCH, SHIPPED, ModelFile, Objective, OnnxFocusModel
 
 pytest.importorskip("onnxruntime", reason="learned focus needs the extra [cpu]")
 
@@ -45,6 +45,13 @@ def test_a_card_that_says_nothing_is_refused(tmp_path, card):
     (tmp_path / "focus.json").write_text(card)
     with pytest.raises(ConfigError, match="card"):
         make_focus(config(f"focus.model={tmp_path / 'focus.onnx'}"))
+
+
+def test_the_refusal_of_an_objective_names_those_that_were_measured_with():
+    file = ModelFile(b"", "", objectives=(Objective(0.7, 0.8, 1.0), Objective(0.2, 0.3, 1.0), Objective(0.3, 0.4, 1.0)))
+    with pytest.raises(ConfigError, match=r"of 0\.2 to 0\.4 and 0\.7 to 0\.8; this objective has 0\.5,"):
+        file.require(config("optics.numerical_aperture=0.5").optics)
+    file.require(config("optics.numerical_aperture=0.3").optics)
 
 
 @pytest.mark.parametrize("data", [b"", b"not a network", SHIPPED.read_bytes()[:5000]])

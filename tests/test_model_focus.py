@@ -176,12 +176,17 @@ def test_a_scan_costs_hardly_more_than_a_frame_a_tile():
     assert np.mean(np.array(off_um) <= settings.optics.depth_of_field_um) >= 0.99
 
 
-def test_the_other_objective_of_the_card_holds_what_it_says():
-    optics = ["optics.numerical_aperture=0.95", "optics.pixel_size_um=0.25"]
-    settings = config(*optics, "camera.width_px=808", "camera.height_px=808")
-    found = list(answers(Estimator(settings).judge, simulated_frames(settings, "", 16, 6.0, 3)))
+@pytest.mark.parametrize(
+    ("na", "pixel_um", "side_px", "range_um"), [(0.3, 1.0, 640, 10.0), (0.5, 0.5, 512, 10.0), (0.95, 0.25, 808, 6.0)]
+)
+def test_the_other_objectives_of_the_card_hold_what_it_says(na, pixel_um, side_px, range_um):
+    optics = [f"optics.numerical_aperture={na}", f"optics.pixel_size_um={pixel_um}"]
+    settings = config(*optics, f"camera.width_px={side_px}", f"camera.height_px={side_px}")
+    found = list(answers(Estimator(settings).judge, simulated_frames(settings, "", 16, range_um, 3)))
     figures = summary(found, settings.optics.depth_of_field_um)
-    assert figures["within_2um"] >= 0.85, figures
+    assert figures["within_2um"] == 1, figures
+    assert figures["wrong_direction"] == 0, figures
+    assert figures["refused_share"] <= 0.15, figures
 
 
 @pytest.mark.data

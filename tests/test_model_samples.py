@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_scanner.config import OpticsConfig
-from edge_scanner.focus.samples import PATCH_PX, camera_side_px, choose, cut, reference_unit
+from edge_scanner.focus.samples import (
+    PATCH_PX,
+    REFERENCE_NA,
+    REFERENCE_PIXEL_UM,
+    camera_side_px,
+    choose,
+    cut,
+    defocus_unit,
+    reference_unit,
+)
+from edge_scanner.sim.psf import Pupil, defocus_kernel
 
 
 def glass_with(patch_at: tuple[int, int], side: int, shape=(1024, 1224)) -> np.ndarray:
@@ -63,10 +73,33 @@ def test_sixteen_bits_say_the_same_as_eight():
 
 
 @pytest.mark.parametrize(
-    ("na", "pixel_um", "side", "unit"), [(0.75, 0.5, 256, 1.0), (0.3, 1.0, 320, 0.16), (0.95, 0.25, 404, 1.604)]
+    ("na", "pixel_um", "side", "unit"), [(0.75, 0.5, 256, 1.0), (0.3, 1.0, 320, 0.136), (0.95, 0.25, 404, 2.031)]
 )
 def test_every_objective_is_brought_to_the_same_grid(na, pixel_um, side, unit):
     optics = OpticsConfig(numerical_aperture=na, pixel_size_um=pixel_um)
     assert camera_side_px(optics) == side
     assert reference_unit(optics) == pytest.approx(unit, abs=1e-3)
     assert cut(tissue(500, 500), [(0, 0)], side).shape == (1, 3, PATCH_PX, PATCH_PX)
+
+
+def transfer(na: float, z_um: float) -> np.ndarray:
+    """What defocus leaves of each frequency of the network's grid."""
+    kernel = defocus_kernel(Pupil(na, 1.0, 0.53, 0.0), REFERENCE_PIXEL_UM * REFERENCE_NA / na, z_um)
+    room = np.zeros((PATCH_PX, PATCH_PX))
+    room[: kernel.shape[0], : kernel.shape[1]] = kernel
+    return np.abs(np.fft.rfft2(room))
+
+
+@pytest.mark.parametrize("na", [0.3, 0.5, 0.9, 0.95])
+def test_the_same_defocus_in_reference_units_blurs_alike(na):
+    """Nearer by a quarter at least than by the square of the aperture, which holds for small angles only."""
+
+    def apart(unit: float) -> float:
+        return sum(float(np.abs(transfer(na, z_um / unit) - transfer(REFERENCE_NA, z_um)).mean()) for z_um in (1, 3, 8))
+
+    assert apart(defocus_unit(na)) < 0.75 * apart((na / REFERENCE_NA) ** 2)
+
+
+def test_immersion_counts_by_the_angle_in_it():
+    """An oil lens of NA 1.4 takes light in up to 67.5 degrees; a dry one of the same angle has NA 0.924."""
+    assert defocus_unit(1.4, 1.515) == pytest.approx(1.515 * defocus_unit(1.4 / 1.515))

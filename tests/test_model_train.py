@@ -16,6 +16,7 @@ from edge_scanner.errors import UsageError  # noqa: E402
 from edge_scanner.focus.model import BATCH, ModelFile, OnnxFocusModel  # noqa: E402
 from models import dataset, fields, recipe  # noqa: E402
 from models.export import difference  # noqa: E402
+from models.leaves import leaves  # noqa: E402
 from models.net import BACKBONES  # noqa: E402
 from models.spectrum import FLOOR, WINDOW_PX, Spectrum  # noqa: E402
 
@@ -107,4 +108,25 @@ def test_splits_share_no_slide():
 
 def test_axial_colour_never_changes_its_sign():
     rng = np.random.default_rng(0)
-    assert min(fields.draw_optics(rng, kind).axial_um for kind in ["20x", "10x", "40x"] * 100) > 0
+    assert min(fields.draw_optics(rng, kind).axial_um for kind in list(fields.APERTURES) * 100) > 0
+
+
+def test_leaves_are_a_function_of_their_seed_and_hold_every_size():
+    one, same, other = (leaves(seed, 256) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+    steps = np.abs(np.diff(one.astype(int), axis=1)).max(axis=2) > 8
+    assert 0.02 < steps.mean() < 0.5
+
+
+def test_a_plan_is_rendered_once_and_another_again(tmp_path):
+    slides, wide, narrow = dataset.Slides(tmp_path, (), (3,)), fields.nominal("20x"), fields.nominal("10x")
+    dataset.write(tmp_path, slides, [(wide, 1)], 1)
+    first = dataset.read(tmp_path).patches[:]
+    np.lib.format.open_memmap(tmp_path / "patches.npy", "r+")[0] = 7
+    dataset.write(tmp_path, slides, [(wide, 1)], 1)
+    assert (dataset.read(tmp_path).patches[0] == 7).all(), "the same plan was rendered again"
+    dataset.write(tmp_path, slides, [(narrow, 1), (wide, 1)], 1)
+    again = dataset.read(tmp_path).patches[:]
+    assert len(again) == 2 * len(first)
+    assert (again[0] != 7).any()

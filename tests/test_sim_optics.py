@@ -172,6 +172,30 @@ def test_the_blur_disc_has_the_size_of_geometry() -> None:
     assert rms == pytest.approx(disc, rel=0.2)
 
 
+def held(kernel: np.ndarray, pixel_um: float, radius_um: float) -> float:
+    """The light within a radius."""
+    half = kernel.shape[0] // 2
+    y, x = np.ogrid[-half : half + 1, -half : half + 1]
+    return float((kernel * np.clip(radius_um / pixel_um + 0.5 - np.hypot(y, x), 0, 1)).sum())
+
+
+@pytest.mark.parametrize("defocus_um", [8.0, 14.0])
+def test_rays_on_a_coarse_grid_spread_as_waves_do_on_a_fine_one(defocus_um: float) -> None:
+    """At NA 0.95 waves are followed up to 1.1 um a pixel; an even disc would hold half of what the middle holds."""
+    config = configured("camera.channels=1", "sim.spherical_waves=0", "optics.numerical_aperture=0.95")
+    (pupil,) = (c.pupil for c in channels(config))
+    waves, rays = (defocus_kernel(pupil, pixel_um, defocus_um) for pixel_um in (1.0, 1.2))
+    for share in (0.5, 1.0, 1.5, 2.5):
+        assert held(rays, 1.2, share * defocus_um) == pytest.approx(held(waves, 1.0, share * defocus_um), abs=0.04)
+
+
+def test_axial_colour_is_in_proportion_to_the_depth_of_field() -> None:
+    apart = {na: channels(configured(f"optics.numerical_aperture={na}"))[0].focus_um for na in (0.3, 0.75, 0.95)}
+    assert apart[0.75] == pytest.approx(0.45)
+    assert apart[0.3] == pytest.approx(0.45 * 6.25)
+    assert apart[0.95] == pytest.approx(0.45 * 0.62327, rel=1e-4)
+
+
 def test_a_curved_field_is_sharp_where_the_stage_says() -> None:
     image = objective("sim.noise=false", "sim.surface=false", "sim.vignetting=false", "optics.field_curvature_um=12")
     grating = np.tile(np.array([60, 60, 200, 200], np.uint8), 200)[None, :, None].repeat(700, 0).repeat(3, 2)

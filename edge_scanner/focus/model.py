@@ -107,9 +107,8 @@ class ModelFile:
         ConfigError
         """
         if self.objectives and self._objective(optics) is None:
-            known = " and ".join(f"{o.lowest_na:g} to {o.highest_na:g}" for o in self.objectives)
             raise ConfigError(
-                f"The focus model was measured at numerical apertures of {known}; this objective has "
+                f"The focus model was measured at numerical apertures of {self._spans()}; this objective has "
                 f"{optics.numerical_aperture:g}, where it may take one side of focus for the other.",
                 'Set focus.mode = "classical", or train a model for it.',
             )
@@ -118,6 +117,16 @@ class ModelFile:
         """Return by how much an objective's standard deviations are to be multiplied beyond `sigma_scale`."""
         found = self._objective(optics)
         return 1.0 if found is None else found.sigma_scale / self.sigma_scale
+
+    def _spans(self) -> str:
+        """Return the apertures measured with, ranges that meet as one."""
+        spans: list[list[float]] = []
+        for one in sorted(self.objectives, key=lambda o: o.lowest_na):
+            if spans and one.lowest_na <= spans[-1][1]:
+                spans[-1][1] = max(spans[-1][1], one.highest_na)
+            else:
+                spans.append([one.lowest_na, one.highest_na])
+        return " and ".join(f"{low:g} to {high:g}" for low, high in spans)
 
     def _objective(self, optics: OpticsConfig) -> Objective | None:
         na = optics.numerical_aperture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +36,22 @@ def camera_side_px(optics: OpticsConfig) -> int:
 
 def reference_unit(optics: OpticsConfig) -> float:
     """Return how many micrometres of the reference objective one micrometre of this one is worth."""
-    return (optics.numerical_aperture / REFERENCE_NA) ** 2
+    return defocus_unit(optics.numerical_aperture, optics.refractive_index)
+
+
+def defocus_unit(numerical_aperture: float, index: float = 1.0) -> float:
+    """Return how many micrometres of defocus at NA 0.75 in air blur as much as one micrometre does here.
+
+    It is the ratio of the marginal rays' phase, n (1 - cos a). On the network's grid, transfer functions from NA 0.25
+    to 0.95 lie up to three times closer together so than by the square of the aperture, which holds for small angles
+    alone and is 27 % off at NA 0.95.
+    """
+    return _marginal(numerical_aperture, index) / _marginal(REFERENCE_NA, 1.0)
+
+
+def _marginal(numerical_aperture: float, index: float) -> float:
+    sine = min(numerical_aperture / index, 0.98)
+    return index * (1 - math.sqrt(1 - sine * sine))
 
 
 def choose(pixels: Pixels, side_px: int, most: int) -> list[tuple[int, int]]:

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_scanner.config import Config
+from edge_scanner.config import Config, OpticsConfig
 from edge_scanner.geometry import Position
 from edge_scanner.sim.picture import Specimen
-from edge_scanner.sim.psf import REFRACTIVE_INDEX, Pupil, defocus_kernel
+from edge_scanner.sim.psf import Pupil, defocus_kernel
 from edge_scanner.sim.surface import FocalSurface
 from edge_scanner.tile import Pixels
 
@@ -26,7 +26,7 @@ Plane = NDArray[np.float32]
 """(y, x) float32 grey levels 0 to 255."""
 
 RGB_WAVELENGTHS_UM = (0.61, 0.53, 0.46)
-_FOCUS_STEP_UM = 0.05
+_FOCUS_STEP_UM, _STEP_NA = 0.05, 0.75
 _COARSE_PX = 12.0
 _SMEAR_MAX_PX = 255.0
 
@@ -43,14 +43,15 @@ class Channel:
 def channels(config: Config) -> tuple[Channel, ...]:
     """Return the camera's channels; a mono camera sees the light's wavelength."""
     optics, sim = config.optics, config.sim
+    axial_um = sim.axial_colour_um * optics.depth_of_field_um / OpticsConfig(numerical_aperture=0.75).depth_of_field_um
     lines = RGB_WAVELENGTHS_UM if config.camera.channels == 3 else (config.illumination.wavelength_um,)
     known = RGB_WAVELENGTHS_UM[::-1]
     made = []
     for line in lines:
         r, g, b = (float(np.interp(line, known, row)) for row in ((0, 0, 1), (0, 1, 0), (1, 0, 0)))
-        index = REFRACTIVE_INDEX[optics.immersion]
+        index = optics.refractive_index
         pupil = Pupil(min(optics.numerical_aperture, 0.98 * index), index, line, sim.spherical_waves)
-        made.append(Channel((r, g, b), pupil, float(np.interp(line, known, (-1, 0, 1))) * sim.axial_colour_um))
+        made.append(Channel((r, g, b), pupil, float(np.interp(line, known, (-1, 0, 1))) * axial_um))
     return tuple(made)
 
 
@@ -153,7 +154,8 @@ class Objective:
         """Return how many pixels around the field flow into it; a multiple of 8."""
         reach = 0.0
         if self._config.sim.blur:
-            worst = abs(defocus_um) + abs(self._config.sim.axial_colour_um) + self._config.optics.field_curvature_um
+            apart = max(abs(channel.focus_um) for channel in self._channels)
+            worst = abs(defocus_um) + apart + self._config.optics.field_curvature_um
             reach = min(worst * self._channels[0].pupil.slope / self._p * 1.1 + 8, 256)
         if self._config.sim.motion_blur:
             reach += min(math.hypot(*travel_um) / self._p, _SMEAR_MAX_PX) / 2
@@ -255,13 +257,14 @@ def blur(picture: Plane, pupil: Pupil, pixel_size_um: float, defocus_um: float) 
     pupil : Pupil
     pixel_size_um : float
     defocus_um : float
-        Rounded to 0.05 um, so that kernels are computed once.
+        Rounded, so that kernels are computed once: to 0.05 um, less where the depth of field is less.
 
     Returns
     -------
     ndarray, (y, x), float32
     """
-    rounded = round(defocus_um / _FOCUS_STEP_UM) * _FOCUS_STEP_UM
+    step_um = _FOCUS_STEP_UM * min(1.0, (_STEP_NA / pupil.numerical_aperture) ** 2)
+    rounded = round(defocus_um / step_um) * step_um
     h, w = picture.shape
     if abs(rounded) * pupil.slope / pixel_size_um > _COARSE_PX and min(h, w) >= 32:
         half = cv2.resize(picture[: h // 2 * 2, : w // 2 * 2], (w // 2, h // 2), interpolation=cv2.INTER_AREA)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 _FLOOR = 0.05
 _EDGE_ENERGY = 0.002
 _FINE_MAX = 8
-REFRACTIVE_INDEX = {"air": 1.0, "water": 1.33, "oil": 1.515}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ def defocus_kernel(pupil: Pupil, pixel_size_um: float, defocus_um: float) -> NDA
     optical transfer functions, out of focus over in focus (Goodman, Introduction to Fourier Optics, 6.4: an OTF is
     the autocorrelation of the pupil), with a floor under the divisor. Without defocus and aberration it is a point.
 
-    Where a pixel is much coarser than the diffraction limit the blur is the geometrical disc.
+    Where a pixel is much coarser than the diffraction limit the blur is the cone of light, cut across.
 
     Memory bound: 2048 kernels are kept, each of about (2 r)^2 float32 for a blur disc of r pixels.
 
@@ -69,7 +68,7 @@ def defocus_kernel(pupil: Pupil, pixel_size_um: float, defocus_um: float) -> NDA
     radius_px = (abs(defocus_um) * pupil.slope + 2 * pupil.wavelength_um / pupil.numerical_aperture) / pixel_size_um
     fine = max(1, math.ceil(4.2 * pupil.numerical_aperture * pixel_size_um / pupil.wavelength_um))
     if fine > _FINE_MAX:
-        return _disc(abs(defocus_um) * pupil.slope / pixel_size_um)
+        return _cone(abs(defocus_um) / pixel_size_um, pupil.slope)
     size = 1 << math.ceil(math.log2(max(16, 4 * radius_px)))
     ratio = _ratio(pupil, pixel_size_um, defocus_um, size, fine)
     kernel = np.fft.fftshift(np.fft.ifft2(ratio).real)
@@ -103,14 +102,19 @@ def _transfer(pupil: NDArray[np.complex128], size: int) -> NDArray[np.float64]:
     return np.asarray(otf[np.ix_(keep, keep)] / otf[0, 0])
 
 
-def _disc(radius_px: float) -> NDArray[np.float32]:
-    """Return a disc with soft edges, odd sided, sum 1."""
+def _cone(defocus_px: float, slope: float) -> NDArray[np.float32]:
+    """Return what a cone of light of that half angle is cut to, with soft edges; odd sided, sum 1.
+
+    The pupil is evenly lit by the sine of the angle and the cut is as wide as its tangent, so it is brightest in the
+    middle: 1 / (z^2 + r^2)^2, which is an even disc for narrow cones only.
+    """
+    radius_px = defocus_px * slope
     half = math.ceil(radius_px + 0.5)
     y, x = np.ogrid[-half : half + 1, -half : half + 1]
-    disc = np.clip(radius_px + 0.5 - np.hypot(y, x), 0, 1).astype(np.float32)
-    disc /= disc.sum()
-    disc.flags.writeable = False
-    return disc
+    cut = np.clip(radius_px + 0.5 - np.hypot(y, x), 0, 1) / (defocus_px**2 + y * y + x * x + _FLOOR) ** 2
+    cut = (cut / cut.sum()).astype(np.float32)
+    cut.flags.writeable = False
+    return np.asarray(cut)
 
 
 def _half_width(kernel: NDArray[np.float64], middle: int) -> int:
