@@ -171,7 +171,7 @@ def make(cache: Path, slides: Path, seed: int, share: float = 1.0) -> tuple[Spli
     Parameters
     ----------
     cache : Path
-        Where the patches go: 9.9 GB for a share of 1.
+        Where the patches go: 9.3 GB for a share of 1.
     slides : Path
         Folder that holds `TRAIN_SLIDES` and `VALIDATION_SLIDES`; where it holds none, synthetic tissue must do.
     seed : int
