@@ -148,6 +148,10 @@ class IlluminationConfig(Section):
     wavelength_um: Positive = Field(0.53, description="Mono cameras; RGB uses 0.61, 0.53 and 0.46.")
 
 
+STEEPEST_SINE = 0.98
+"""Of the angle of the steepest ray that is reckoned with, whatever aperture is stated."""
+
+
 class OpticsConfig(Section):
     """`[optics]`: the objective and the pixel."""
 

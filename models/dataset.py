@@ -147,18 +147,18 @@ def read(folder: Path) -> Split:
     return Split(patches_, labels[:, 0].astype(np.float32), labels[:, 1].astype(np.int32))
 
 
-def training_plan(seed: int, share: float) -> list[tuple[Optics, int]]:
+def training_plan(seed: int, share: float) -> Plan:
     """Return the instruments that training sees, and how many fields of each."""
     rng = np.random.default_rng([seed, 0x0B71C5])
     fields = max(1, round(FIELDS * share))
-    plan = []
+    plan: list[tuple[Optics, int]] = []
     for kind, times, others in INSTRUMENTS:
         plan += [(nominal(kind), fields)] * times
         plan += [(draw_optics(rng, kind), fields) for _ in range(others)]
     return plan
 
 
-def validation_plan(seed: int, share: float) -> list[tuple[Optics, int]]:
+def validation_plan(seed: int, share: float) -> Plan:
     """Return the same for the slides that decide: one nominal instrument of each kind, and one drawn."""
     rng = np.random.default_rng([seed, 0x0A11DA])
     fields = max(1, round(FIELDS * share / 2))

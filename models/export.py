@@ -23,7 +23,7 @@ OPSET = 17
 def export(net: Regressor, path: Path, about: dict[str, Any]) -> float:
     """Write `path` (ONNX) and its card (`.json`: checksum, `about`); return the largest difference from PyTorch.
 
-    The shape is static, (8, 3, 256, 256) float32: an engine is compiled for one shape only.
+    The shape is static, (6, 3, 256, 256) float32: an engine is compiled for one shape only.
 
     Raises
     ------

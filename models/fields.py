@@ -30,7 +30,7 @@ RANGE_UM = 11.0
 """How far from focus frames are rendered, reference micrometres: 10 % beyond +-10 um at NA 0.75."""
 
 LONG_RANGE_UM = 14.0
-"""The same at the highest apertures, where little glass is left between the lens and +-7 um."""
+"""The same at the highest apertures: +-7 um at NA 0.95."""
 
 NEAREST = 0.05
 """Share of the range within which focus is sought at its finest."""
@@ -80,8 +80,9 @@ class Source:
 
 def nominal(kind: str = "20x") -> Optics:
     """Return an instrument of a kind in `APERTURES` as the simulator has it by default."""
+    sim = SimConfig()
     na, pixel_um = {"10x": (0.3, 1.0), "20x/0.5": (0.5, 0.5), "20x": (0.75, 0.5), "40x": (0.95, 0.25)}[kind]
-    return Optics(na, pixel_um, 0.45 * (REFERENCE_NA / na) ** 2, 0.08)
+    return Optics(na, pixel_um, sim.axial_colour_um * (REFERENCE_NA / na) ** 2, sim.spherical_waves)
 
 
 def draw_optics(rng: Rng, kind: str) -> Optics:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_scanner.config import OpticsConfig
+from edge_scanner.config import STEEPEST_SINE, OpticsConfig
 from edge_scanner.tile import Pixels
 
 PATCH_PX = 256
@@ -50,7 +50,7 @@ def defocus_unit(numerical_aperture: float, index: float = 1.0) -> float:
 
 
 def _marginal(numerical_aperture: float, index: float) -> float:
-    sine = min(numerical_aperture / index, 0.98)
+    sine = min(numerical_aperture / index, STEEPEST_SINE)
     return index * (1 - math.sqrt(1 - sine * sine))
 
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_scanner.config import Config, OpticsConfig
+from edge_scanner.config import STEEPEST_SINE, Config, OpticsConfig
 from edge_scanner.geometry import Position
 from edge_scanner.sim.picture import Specimen
 from edge_scanner.sim.psf import Pupil, defocus_kernel
@@ -26,7 +26,10 @@ Plane = NDArray[np.float32]
 """(y, x) float32 grey levels 0 to 255."""
 
 RGB_WAVELENGTHS_UM = (0.61, 0.53, 0.46)
-_FOCUS_STEP_UM, _STEP_NA = 0.05, 0.75
+_TOLD_NA = 0.75
+"""The aperture that `sim.axial_colour_um` and the step of focus are told for."""
+
+_FOCUS_STEP_UM = 0.05
 _COARSE_PX = 12.0
 _SMEAR_MAX_PX = 255.0
 
@@ -43,14 +46,15 @@ class Channel:
 def channels(config: Config) -> tuple[Channel, ...]:
     """Return the camera's channels; a mono camera sees the light's wavelength."""
     optics, sim = config.optics, config.sim
-    axial_um = sim.axial_colour_um * optics.depth_of_field_um / OpticsConfig(numerical_aperture=0.75).depth_of_field_um
+    told = OpticsConfig(numerical_aperture=_TOLD_NA)
+    axial_um = sim.axial_colour_um * optics.depth_of_field_um / told.depth_of_field_um
     lines = RGB_WAVELENGTHS_UM if config.camera.channels == 3 else (config.illumination.wavelength_um,)
     known = RGB_WAVELENGTHS_UM[::-1]
     made = []
     for line in lines:
         r, g, b = (float(np.interp(line, known, row)) for row in ((0, 0, 1), (0, 1, 0), (1, 0, 0)))
         index = optics.refractive_index
-        pupil = Pupil(min(optics.numerical_aperture, 0.98 * index), index, line, sim.spherical_waves)
+        pupil = Pupil(min(optics.numerical_aperture, STEEPEST_SINE * index), index, line, sim.spherical_waves)
         made.append(Channel((r, g, b), pupil, float(np.interp(line, known, (-1, 0, 1))) * axial_um))
     return tuple(made)
 
@@ -263,7 +267,7 @@ def blur(picture: Plane, pupil: Pupil, pixel_size_um: float, defocus_um: float) 
     -------
     ndarray, (y, x), float32
     """
-    step_um = _FOCUS_STEP_UM * min(1.0, (_STEP_NA / pupil.numerical_aperture) ** 2)
+    step_um = _FOCUS_STEP_UM * min(1.0, (_TOLD_NA / pupil.numerical_aperture) ** 2)
     rounded = round(defocus_um / step_um) * step_um
     h, w = picture.shape
     if abs(rounded) * pupil.slope / pixel_size_um > _COARSE_PX and min(h, w) >= 32:

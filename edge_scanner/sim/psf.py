@@ -9,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_scanner.config import STEEPEST_SINE
+
 _FLOOR = 0.05
 _EDGE_ENERGY = 0.002
 _FINE_MAX = 8
@@ -36,7 +38,7 @@ class Pupil:
     @property
     def slope(self) -> float:
         """Radius of the geometrical blur disc per micrometre of defocus."""
-        sine = min(self.numerical_aperture / self.index, 0.98)
+        sine = min(self.numerical_aperture / self.index, STEEPEST_SINE)
         return sine / math.sqrt(1 - sine * sine)
 
 
